@@ -1,0 +1,78 @@
+# Everything here is a door to a tool; no logic of its own.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# make engine MODEL=path/to/checkpoint PRECISION=fp16
+MODEL ?= models/demo
+PRECISION ?= fp32
+NAME := $(notdir $(abspath $(MODEL)))-$(PRECISION)
+OUT := build/$(NAME)
+
+##@ First steps
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z][a-z0-9-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/installed ## Create .venv with all that is needed here
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; found $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[convert,dev]'
+	@touch $@
+
+.PHONY: demo
+demo: build/demo/engine/manifest.json ## Convert, build, generate, score, benchmark and report with the demo model
+	@echo; $(BIN)/mamba-orin generate build/demo/engine --echo \
+	  --prompt "$(DEMO_PROMPT)" --max-new-tokens 120 --temperature 0.7 --top-k 40 --seed 7
+	@echo; $(BIN)/mamba-orin score build/demo/engine --text-file models/demo/heldout.txt
+	@echo; $(BIN)/mamba-orin bench build/demo/engine --compare torch --output build/demo/record.json
+	@$(BIN)/mamba-orin report build/demo/record.json --output build/demo/report.html
+	@echo; echo "The report: file://$(CURDIR)/build/demo/report.html"
+
+DEMO_PROMPT := It was a truth
+
+build/demo/engine/manifest.json: $(VENV)/installed $(wildcard models/demo/*.json models/demo/*.safetensors) $(wildcard pipeline/*.py)
+	$(BIN)/mamba-orin convert models/demo --output build/demo/bundle
+	$(BIN)/mamba-orin build build/demo/bundle --output build/demo/engine
+
+.PHONY: engine
+engine: $(VENV)/installed ## Build an engine: make engine MODEL=path/to/checkpoint PRECISION=fp32|fp16
+	$(BIN)/mamba-orin convert '$(MODEL)' --output $(OUT)-bundle --precision $(PRECISION)
+	$(BIN)/mamba-orin build $(OUT)-bundle --output $(OUT)-engine
+	@echo "Try it: $(BIN)/mamba-orin generate $(OUT)-engine --prompt 'Once upon a time'"
+
+##@ Develop
+
+.PHONY: test
+test: $(VENV)/installed ## Run the tests
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: $(VENV)/installed ## Check style, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: fmt
+fmt: $(VENV)/installed ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: clean
+clean: ## Remove what make has built, but not .venv
+	rm -rf build
