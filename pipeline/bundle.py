@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""Turns a checkpoint into a bundle: two graphs, one weight file, tokenizer, manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from pipeline.architecture import MambaArchitecture
+from pipeline.checkpoint import Checkpoint, open_checkpoint
+from pipeline.errors import (
+    CheckpointContradictionError,
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+)
+from pipeline.manifest import (
+    MANIFEST_FILE,
+    PREFILL_GRAPH,
+    STEP_GRAPH,
+    TOKENIZER_FILES,
+    BundleManifest,
+    Precision,
+    describe_files,
+    now,
+    write_manifest,
+)
+from pipeline.onnx_export import export_graphs
+from pipeline.settings import Progress, no_progress
+from pipeline.storage import new_folder, require_room, sha256_of, storage_errors
+from pipeline.tokenizer import Tokenizer
+from pipeline.weights import WEIGHT_FILE, Plan, plan_places, write_weights
+
+_MATRIX_DTYPES: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+}
+# Graphs, manifest and tokenizer of the largest published model stay well below this.
+_ROOM_BESIDE_WEIGHTS_BYTES = 32_000_000
+
+
+def convert(
+    checkpoint_path: Path,
+    output: Path,
+    precision: Precision = "fp32",
+    tokenizer_path: Path | None = None,
+    progress: Progress = no_progress,
+) -> BundleManifest:
+    """Converts a checkpoint into a bundle.
+
+    Args:
+        checkpoint_path: Folder or weight file of a Mamba-1 checkpoint.
+        output: Folder of the bundle; an older bundle there is replaced at the very end.
+        precision: Type of the matrices; everything else is float32.
+        tokenizer_path: tokenizer.json, or the folder that holds it, when it does not lie
+            beside the checkpoint.
+        progress: Called after each tensor, with bytes.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used.
+        StorageError: The bundle cannot be written.
+    """
+    checkpoint = open_checkpoint(checkpoint_path)
+    tokenizer_folder = _tokenizer_folder(checkpoint.files[0].parent, tokenizer_path)
+    architecture = _mask_rows_without_token(checkpoint.architecture, tokenizer_folder)
+    plan: Plan = {
+        name: (
+            _MATRIX_DTYPES[precision] if weight.kind == "matrix" else np.dtype(np.float32),
+            weight.shape,
+        )
+        for name, weight in architecture.weights().items()
+    }
+    places = plan_places(plan)
+    total_bytes = sum(place.length for place in places.values())
+    require_room(output, total_bytes + _ROOM_BESIDE_WEIGHTS_BYTES)
+    with new_folder(output, marker=MANIFEST_FILE) as folder:
+        values = _converted(checkpoint, plan, total_bytes, progress)
+        weights_sha256 = write_weights(folder / WEIGHT_FILE, plan, values)
+        with storage_errors(output):
+            export_graphs(folder, architecture, places)
+        for graph in (PREFILL_GRAPH, STEP_GRAPH):
+            onnx.checker.check_model(folder / graph)
+        copy_tokenizer(tokenizer_folder, folder)
+        manifest = BundleManifest(
+            created=now(),
+            precision=precision,
+            model=architecture.to_dict(),
+            source={
+                "name": checkpoint.files[0].parent.resolve().name,
+                "format": checkpoint.format,
+                "sha256": {path.name: sha256_of(path) for path in checkpoint.files},
+            },
+            files=describe_files(folder, known={WEIGHT_FILE: weights_sha256}),
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def copy_tokenizer(source: Path | None, target: Path) -> None:
+    """Copies those tokenizer files that exist."""
+    if source is None:
+        return
+    with storage_errors(target):
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+
+
+def _converted(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    total_bytes: int,
+    progress: Progress,
+) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+    done = 0
+    progress(done, total_bytes)
+    for name, tensor in checkpoint.tensors():
+        dtype = plan[name][0]
+        value = tensor.numpy()
+        limit = np.finfo(dtype).max
+        largest = np.abs(value).max(initial=0)
+        if largest > limit:
+            raise CheckpointCorruptError(
+                f"tensor {name} holds {largest:.3g}, more than {dtype} can ({limit:.3g})",
+                fix="convert with --precision fp32",
+            )
+        yield name, value.astype(dtype, copy=False)
+        done += tensor.numel() * dtype.itemsize
+        progress(done, total_bytes)
+
+
+def _tokenizer_folder(checkpoint_folder: Path, given: Path | None) -> Path | None:
+    if given is None:
+        return checkpoint_folder if (checkpoint_folder / "tokenizer.json").is_file() else None
+    folder = given.parent if given.is_file() else given
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointNotFoundError(
+            f"no tokenizer.json at {given}",
+            fix="give the file or its folder; state-spaces models use the one of gpt-neox-20b",
+        )
+    return folder
+
+
+def _mask_rows_without_token(
+    architecture: MambaArchitecture, tokenizer_folder: Path | None
+) -> MambaArchitecture:
+    """Ids that no token has cannot be read or written, so they are no part of the vocabulary."""
+    if tokenizer_folder is None:
+        return architecture
+    size = Tokenizer(tokenizer_folder).size
+    if size > architecture.vocab_rows:
+        raise CheckpointContradictionError(
+            f"{tokenizer_folder / 'tokenizer.json'} has {size} token ids, the embedding has "
+            f"{architecture.vocab_rows} rows",
+            fix="this tokenizer belongs to another model; give the right one with --tokenizer",
+        )
+    return replace(architecture, vocab_size=min(architecture.vocab_size, size))

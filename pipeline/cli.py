@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: MIT
+"""The command `mamba-orin`: one verb each for convert, build, generate, score, bench, report.
+
+Results go to stdout, progress and messages to stderr. Nothing heavy is imported before a verb
+runs, so `--help` answers at once. Every error that is a user's to mend ends in one message
+with its fix and in the exit code of its class (see `errors`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from pipeline import __version__
+from pipeline.errors import MissingDependencyError, PipelineError, UsageError
+from pipeline.settings import Progress, no_progress
+
+if TYPE_CHECKING:
+    from pipeline.engine import LoadedEngine
+
+# Optional packages and the extra that brings each.
+_EXTRAS = {"torch": "convert", "safetensors": "convert"}
+
+_INTERRUPTED = 130
+_OUTPUT_CLOSED = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+        arguments: Words of the command line; None takes this process's own.
+
+    Returns:
+        The exit code: 0, or one of `errors`.
+    """
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if args.verbose else logging.WARNING,
+        format="%(name)s: %(message)s",
+    )
+    try:
+        with _missing_dependencies_explained():
+            args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _say("interrupted; nothing half-written was kept")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has gone, as with `| head`; Python must not try to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _OUTPUT_CLOSED
+    except PipelineError as error:
+        return _explain(error, args)
+    except MemoryError:
+        return _explain(
+            PipelineError(
+                "this machine has not enough memory for the model",
+                fix="use a smaller model or a lower precision, or add swap",
+            ),
+            args,
+        )
+    except Exception as error:
+        if args.verbose:
+            raise
+        return _explain(
+            PipelineError(
+                f"unexpected {type(error).__name__}: {error}",
+                fix="this is a fault of mamba-orin: run it again with --verbose and report what "
+                "it prints",
+            ),
+            args,
+        )
+    return 0
+
+
+def _explain(error: PipelineError, args: argparse.Namespace) -> int:
+    _say(f"error: {error}" + (f"\n  fix: {error.fix}" if error.fix else ""))
+    if args.verbose and error.__cause__:
+        _say(f"  cause: {error.__cause__!r}")
+    return error.exit_code
+
+
+@contextmanager
+def _missing_dependencies_explained() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package == "pipeline":
+            raise
+        extra = _EXTRAS.get(package)
+        wanted = f"mamba-orin[{extra}]" if extra else "mamba-orin"
+        raise MissingDependencyError(
+            f"the package {package} is not installed", fix=f"pip install '{wanted}'"
+        ) from error
+
+
+# --- the verbs -----------------------------------------------------------------------------
+
+
+def _run_convert(args: argparse.Namespace) -> None:
+    from pipeline.bundle import convert
+
+    with _progress("converting", unit="bytes") as progress:
+        manifest = convert(args.checkpoint, args.output, args.precision, args.tokenizer, progress)
+    weights = manifest.files["weights.safetensors"]
+    _say(
+        f"{args.output}: {manifest.architecture.parameters:,} parameters in {manifest.precision}, "
+        f"{weights.bytes / 1e6:.1f} MB, from {manifest.source['format']} checkpoint "
+        f"{manifest.source['name']}"
+    )
+
+
+def _run_build(args: argparse.Namespace) -> None:
+    from pipeline.engine import build
+
+    begin = time.monotonic()
+    with _progress("building", unit=None):
+        manifest = build(args.bundle, args.output, args.backend, args.max_batch, args.max_length)
+    _say(
+        f"{args.output}: engine for {manifest.backend} on {manifest.machine['name']}, "
+        f"built and self-tested in {time.monotonic() - begin:.1f} s"
+    )
+
+
+def _run_generate(args: argparse.Namespace) -> None:
+    from pipeline.generation import Sampling, generate
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    engine = _load(args)
+    prompt_ids = _prompt_ids(args, engine)
+    end_ids = engine.tokenizer.end_ids if engine.tokenizer else frozenset()
+    stream = engine.tokenizer.stream() if engine.tokenizer else None
+    tokens: list[int] = []
+    times = [time.perf_counter()]
+    if args.echo and args.prompt and not args.json:
+        sys.stdout.write(args.prompt)
+    for token_id in generate(engine.session, prompt_ids, args.max_new_tokens, sampling, end_ids):
+        times.append(time.perf_counter())
+        tokens.append(token_id)
+        if not args.json:
+            sys.stdout.write(stream.push(token_id) if stream else f"{token_id} ")
+            sys.stdout.flush()
+    timing = _timing(times)
+    if args.json:
+        _print_json(
+            {
+                "prompt_tokens": len(prompt_ids),
+                "tokens": tokens,
+                "text": engine.tokenizer.decode(tokens) if engine.tokenizer else None,
+                "finish_reason": "length" if len(tokens) == args.max_new_tokens else "stop",
+                **timing,
+            }
+        )
+        return
+    sys.stdout.write("\n")
+    if timing["ms_per_token"] is not None:
+        _say(
+            f"{len(prompt_ids)} prompt tokens, first token after {timing['ttft_ms']:.1f} ms; "
+            f"{len(tokens)} tokens, {timing['ms_per_token']:.2f} ms each "
+            f"({1000 / timing['ms_per_token']:.0f} tokens/s)"
+        )
+
+
+def _timing(times: list[float]) -> dict[str, float | None]:
+    """Time to the first token and mean time of the others, from the start and each arrival."""
+    if len(times) < 2:
+        return {"ttft_ms": None, "ms_per_token": None}
+    following = len(times) - 2
+    return {
+        "ttft_ms": (times[1] - times[0]) * 1e3,
+        "ms_per_token": (times[-1] - times[1]) * 1e3 / following if following else None,
+    }
+
+
+def _run_score(args: argparse.Namespace) -> None:
+    from pipeline.scoring import score
+
+    engine = _load(args)
+    if args.token_ids is not None:
+        token_ids = _parse_ids(args.token_ids)
+    else:
+        token_ids = _tokenizer(engine, "--text-file", "--token-ids").encode(
+            _read_text(args.text_file)
+        )
+    with _progress("scoring", unit="tokens") as progress:
+        result = score(engine.session, token_ids, progress)
+    if args.json:
+        _print_json(result.model_dump())
+        return
+    print(f"tokens      {len(result.tokens)}")
+    if result.perplexity is not None:
+        print(f"perplexity  {result.perplexity:.4f}")
+        print(f"nats/token  {_mean(result.logprobs[1:]):.4f}")
+
+
+def _mean(logprobs: Sequence[float | None]) -> float:
+    return -sum(value or 0.0 for value in logprobs) / len(logprobs)
+
+
+# --- what several verbs share --------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> LoadedEngine:
+    from pipeline.engine import load_engine
+
+    with _progress("loading", unit=None):
+        return load_engine(args.engine, args.threads)
+
+
+def _prompt_ids(args: argparse.Namespace, engine: LoadedEngine) -> list[int]:
+    if args.token_ids is not None:
+        return _parse_ids(args.token_ids)
+    token_ids: list[int] = _tokenizer(engine, "--prompt", "--token-ids").encode(args.prompt)
+    return token_ids
+
+
+def _tokenizer(engine: LoadedEngine, option: str, instead: str) -> Any:
+    if engine.tokenizer is None:
+        raise UsageError(
+            f"{engine.folder} has no tokenizer, so {option} cannot be read",
+            fix=f"give {instead}, or convert again with --tokenizer FOLDER",
+        )
+    return engine.tokenizer
+
+
+def _parse_ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise UsageError(
+            f"--token-ids {text!r} is not a list of whole numbers", fix="write it like 1,2,3"
+        ) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", fix="give a text file that exists, or -"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
+            fix="convert the file to UTF-8 first",
+        ) from error
+
+
+@contextmanager
+def _progress(title: str, unit: str | None) -> Iterator[Progress]:
+    """A progress bar on stderr while the block runs; silent unless stderr is a terminal.
+
+    Args:
+        title: What is being done.
+        unit: "bytes" or what is counted; None for work whose end is not known.
+
+    Yields:
+        A function to call with what is done and what there is to do.
+    """
+    if not sys.stderr.isatty():
+        yield no_progress
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as ProgressBar
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn()]
+    if unit is not None:
+        columns += [DownloadColumn() if unit == "bytes" else MofNCompleteColumn()]
+        columns += [TimeRemainingColumn()]
+    columns += [TimeElapsedColumn()]
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def _print_json(value: object, stream: TextIO | None = None) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False), file=stream or sys.stdout)
+
+
+def _say(message: str) -> None:
+    print(f"mamba-orin: {message}", file=sys.stderr)
+
+
+# --- the command line ----------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mamba-orin",
+        description="Mamba language models on Jetson Orin Nano, and on any machine with Python.",
+        epilog="A first run:  mamba-orin convert models/demo --output demo-bundle && "
+        "mamba-orin build demo-bundle --output demo-engine && "
+        "mamba-orin generate demo-engine --prompt 'It was a truth'",
+    )
+    parser.add_argument("--version", action="version", version=f"mamba-orin {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for add in (
+        _add_convert,
+        _add_build,
+        _add_generate,
+        _add_score,
+    ):
+        add(verbs)
+    return parser
+
+
+def _verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"Example:  {example}",
+    )
+    parser.add_argument("--verbose", action="store_true", help="print what is done, for reports")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_convert(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "convert",
+        _run_convert,
+        "turn a checkpoint into a bundle: two ONNX graphs, one weight file, the tokenizer",
+        "mamba-orin convert ~/mamba-130m-hf --output mamba-130m --precision fp16",
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="folder of a Mamba-1 or Falcon-Mamba checkpoint (state-spaces or -hf, .safetensors, "
+        ".bin or .pth, sharded too), or its weight file",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE", help="new folder")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="type of the matrices; norms, convolutions, A and D stay fp32 (default: fp32)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="tokenizer.json or its folder, when it does not lie beside the checkpoint "
+        "(state-spaces models use the one of gpt-neox-20b)",
+    )
+
+
+def _add_build(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "build",
+        _run_build,
+        "prepare a bundle for one backend on this machine and test it",
+        "mamba-orin build mamba-130m --output mamba-130m-engine",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by convert")
+    parser.add_argument("--output", type=Path, required=True, metavar="ENGINE", help="new folder")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "onnxruntime"),
+        default="auto",
+        help="what shall run it; auto takes the fastest this machine has (default: auto)",
+    )
+    parser.add_argument(
+        "--max-batch", type=int, default=8, metavar="N", help="texts at once (default: 8)"
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=128,
+        metavar="N",
+        help="tokens of one prefill call; longer prompts are read in pieces, so this bounds "
+        "memory and not the prompt (default: 128)",
+    )
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, metavar="ENGINE", help="folder made by build")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (default: MAMBA_ORIN_THREADS, or all cores)",
+    )
+
+
+def _add_generate(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "generate",
+        _run_generate,
+        "continue a text, streaming it to the terminal",
+        "mamba-orin generate demo-engine --prompt 'It was a truth' --temperature 0.8 --seed 1",
+    )
+    _add_engine(parser)
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
+    prompt.add_argument("--token-ids", metavar="1,2,3", help="the prompt as token ids")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="most tokens (default: 128)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the most likely token each time, 1 follows the model (default: 0)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="only the K most likely; 0: all"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="only the most likely tokens that together reach P (default: 1, all)",
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="makes a sampled text repeatable")
+    parser.add_argument("--echo", action="store_true", help="print the prompt before its text")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def _add_score(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "score",
+        _run_score,
+        "log-probability of each token of a text, and its perplexity",
+        "mamba-orin score demo-engine --text-file models/demo/heldout.txt",
+    )
+    _add_engine(parser)
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 text; - reads stdin")
+    text.add_argument("--token-ids", metavar="1,2,3", help="the text as token ids")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help='print {"tokens": …, "logprobs": [null, …], "perplexity": …}, natural logarithms',
+    )

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""Prepares a bundle for one backend on this machine, and loads what was prepared."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from pipeline.board import read_board
+from pipeline.errors import BackendError, UsageError
+from pipeline.manifest import (
+    MANIFEST_FILE,
+    PREFILL_GRAPH,
+    STEP_GRAPH,
+    TOKENIZER_FILES,
+    Backend,
+    BundleManifest,
+    EngineManifest,
+    SelfTest,
+    describe_files,
+    now,
+    read_bundle,
+    read_engine,
+    write_manifest,
+)
+from pipeline.onnx_export import export_graphs
+from pipeline.onnxruntime_session import VERSION as ONNXRUNTIME_VERSION
+from pipeline.onnxruntime_session import OnnxRuntimeSession
+from pipeline.session import Session
+from pipeline.settings import default_threads
+from pipeline.storage import new_folder, storage_errors
+from pipeline.tokenizer import Tokenizer
+from pipeline.weights import WEIGHT_FILE, read_places
+
+BackendChoice = Literal["auto", "onnxruntime"]
+
+# Tokens of one prefill call: long enough to feed the matrix products, short enough that the
+# scan's temporaries (l * n * d floats, twice) stay near the cache. Measured on 2 CPU cores.
+DEFAULT_MAX_LENGTH = 128
+DEFAULT_MAX_BATCH = 8
+
+# Prefill and single steps do the same arithmetic in another order.
+_SELF_TEST_TOLERANCE = 1e-3
+_SELF_TEST_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine that is ready to run.
+
+    Attributes:
+        session: The model.
+        tokenizer: None when the checkpoint came without one.
+        manifest: What the engine is.
+        folder: Where it lies.
+    """
+
+    session: Session
+    tokenizer: Tokenizer | None
+    manifest: EngineManifest
+    folder: Path
+
+
+def build(
+    bundle: Path,
+    output: Path,
+    backend: BackendChoice = "auto",
+    max_batch: int = DEFAULT_MAX_BATCH,
+    max_length: int = DEFAULT_MAX_LENGTH,
+) -> EngineManifest:
+    """Builds an engine and asks it a question before it appears under its name.
+
+    Args:
+        bundle: A folder written by `convert`.
+        output: Folder of the engine; an older engine there is replaced at the very end.
+        backend: What shall run it; "auto" takes the fastest that this machine has.
+        max_batch: Texts at once.
+        max_length: Tokens of one prefill call; longer prompts are read in pieces.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ArtifactError: The bundle cannot be used.
+        StorageError: The engine cannot be written.
+        BackendError: The backend refuses the graphs or contradicts itself.
+    """
+    for option, value in (("--max-batch", max_batch), ("--max-length", max_length)):
+        if value < 1:
+            raise UsageError(f"{option} is {value}", fix=f"{option} must be 1 or more")
+    chosen: Backend = "onnxruntime" if backend == "auto" else backend
+    manifest = read_bundle(bundle)
+    with new_folder(output, marker=MANIFEST_FILE) as folder:
+        with storage_errors(output):
+            for name in (WEIGHT_FILE, *TOKENIZER_FILES):
+                if (bundle / name).is_file():
+                    _link_or_copy(bundle / name, folder / name)
+            _write_graphs(bundle, folder, manifest)
+        session = OnnxRuntimeSession(
+            folder, manifest.architecture, max_batch, max_length, default_threads()
+        )
+        known = {
+            name: entry.sha256
+            for name, entry in manifest.files.items()
+            if name not in (PREFILL_GRAPH, STEP_GRAPH)
+        }
+        engine = EngineManifest(
+            created=now(),
+            precision=manifest.precision,
+            model=manifest.model,
+            backend=chosen,
+            bundle_name=bundle.resolve().name,
+            weights_sha256=manifest.files[WEIGHT_FILE].sha256,
+            max_batch=max_batch,
+            max_length=max_length,
+            machine=_this_machine(),
+            versions={"onnxruntime": ONNXRUNTIME_VERSION, "onnx": onnx.__version__},
+            self_test=_ask(session),
+            files=describe_files(folder, known),
+        )
+        write_manifest(folder, engine)
+    return engine
+
+
+def load_engine(folder: Path, threads: int | None = None) -> LoadedEngine:
+    """Checks an engine's files and loads it.
+
+    Args:
+        folder: A folder written by `build`.
+        threads: CPU threads; None takes `settings.default_threads`.
+
+    Raises:
+        ArtifactError: The engine cannot be used.
+        BackendError: The backend refuses it.
+    """
+    manifest = read_engine(folder)
+    session = OnnxRuntimeSession(
+        folder,
+        manifest.architecture,
+        manifest.max_batch,
+        manifest.max_length,
+        threads or default_threads(),
+    )
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    return LoadedEngine(session, Tokenizer(folder) if has_tokenizer else None, manifest, folder)
+
+
+def _this_machine() -> dict[str, str]:
+    board = read_board()
+    return {
+        "name": board.name,
+        "instruction_set": board.instruction_set or "unknown",
+        "operating_system": board.operating_system or "unknown",
+    }
+
+
+def _write_graphs(bundle: Path, folder: Path, manifest: BundleManifest) -> None:
+    if manifest.precision == "fp32":
+        for name in (PREFILL_GRAPH, STEP_GRAPH):
+            _link_or_copy(bundle / name, folder / name)
+        return
+    # ONNX Runtime has no half-precision matrix product on the CPU: widen once, at load.
+    places = read_places(bundle / WEIGHT_FILE)
+    export_graphs(folder, manifest.architecture, places, activation="float32")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """One copy of the weights on a disk is enough; a second disk needs a second copy."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _ask(session: Session) -> SelfTest:
+    """Reads a few tokens at once and one by one; both must come to the same logits."""
+    vocab_size = session.architecture.vocab_size
+    token_ids = [(7 * i + 1) % vocab_size for i in range(_SELF_TEST_TOKENS)]
+    ids = np.array([token_ids], dtype=np.int64)
+    at_once, _ = session.prefill(ids)
+    _, state = session.prefill(ids[:, :1])
+    one_by_one = at_once
+    for position in range(1, _SELF_TEST_TOKENS):
+        one_by_one, state = session.step(ids[:, position], state)
+    difference = float(np.abs(at_once - one_by_one).max())
+    if not difference <= _SELF_TEST_TOLERANCE * max(1.0, float(np.abs(at_once).max())):
+        raise BackendError(
+            f"the engine contradicts itself: prefill and single steps differ by {difference:.3g}",
+            fix="this is a fault of the backend on this machine; please report it with the output "
+            "of 'mamba-orin board --json'",
+        )
+    logits = at_once[0].astype(np.float64)
+    best = int(np.argmax(logits))
+    logprob = float(-np.log(np.exp(logits - logits[best]).sum()))
+    return SelfTest(token_ids=token_ids, next_token_id=best, logprob=logprob)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""The torch reference as a backend: the baseline of every comparison, never the fast path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.architecture import MambaArchitecture
+from pipeline.model import Mamba, ModelState
+from pipeline.session import Floats, State, TokenIds
+from pipeline.weights import WEIGHT_FILE, read_weights
+
+
+class TorchSession:
+    """Runs `model.Mamba` on the CPU; see `session.Session`.
+
+    Args:
+        model: The model, in float32.
+    """
+
+    backend = "torch"
+
+    def __init__(self, model: Mamba) -> None:
+        self._model = model.eval()
+
+    @property
+    def architecture(self) -> MambaArchitecture:
+        """Sizes of the loaded model."""
+        return self._model.architecture
+
+    def prefill(
+        self, token_ids: TokenIds, state: State | None = None, *, all_logits: bool = False
+    ) -> tuple[Floats, State]:
+        """See `session.Session.prefill`."""
+        before = None
+        if state is not None:
+            before = ModelState(torch.from_numpy(state.conv), torch.from_numpy(state.ssm))
+        with torch.inference_mode():
+            logits, after = self._model(torch.from_numpy(token_ids), before)
+        wanted = logits if all_logits else logits[:, -1]
+        return wanted.numpy(), State(after.conv.numpy(), after.ssm.numpy())
+
+    def step(self, token_ids: TokenIds, state: State) -> tuple[Floats, State]:
+        """See `session.Session.step`."""
+        return self.prefill(token_ids[:, None], state)
+
+
+def open_torch_session(
+    folder: Path, architecture: MambaArchitecture, threads: int | None = None
+) -> TorchSession:
+    """Loads a bundle's or an engine's weights into the reference model, widened to float32.
+
+    Args:
+        folder: The bundle or engine; the caller has checked its manifest.
+        architecture: Its sizes.
+        threads: CPU threads; None leaves torch's own choice.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with torch.device("meta"):
+        model = Mamba(architecture)
+    values = {
+        name: torch.from_numpy(value.astype("float32"))
+        for name, value in read_weights(folder / WEIGHT_FILE)
+    }
+    model.load_state_dict(values, assign=True)
+    return TorchSession(model)
