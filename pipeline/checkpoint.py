@@ -293,16 +293,20 @@ def _load_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointCorruptError(
             f"{path} holds more than tensors, or is not a PyTorch file: "
-            f"{str(error).splitlines()[0]}",
+            f"{_first_line(error)}",
             fix="only plain state dicts are loaded, because a pickle can run any code: "
             "save model.state_dict() and convert that",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, BadZipFile) as error:
         raise CheckpointCorruptError(
             f"{path} ({path.stat().st_size} bytes) is truncated or not a PyTorch file: "
-            f"{str(error).splitlines()[0]}",
+            f"{_first_line(error)}",
             fix="download it again and compare its size with the source",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # --- what the tensors say ------------------------------------------------------------------

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.errors import MissingDependencyError, PipelineError, UsageError
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from pipeline.engine import LoadedEngine
 
 # Optional packages and the extra that brings each.
-_EXTRAS = {"torch": "convert", "safetensors": "convert"}
+_EXTRAS = {
+    "torch": "convert",
+    "safetensors": "convert",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "matplotlib": "report",
+}
 
 _INTERRUPTED = 130
 _OUTPUT_CLOSED = 141
@@ -124,7 +130,7 @@ def _run_build(args: argparse.Namespace) -> None:
     from pipeline.engine import build
 
     begin = time.monotonic()
-    with _progress("building", unit=None):
+    with _spinner("building"):
         manifest = build(args.bundle, args.output, args.backend, args.max_batch, args.max_length)
     _say(
         f"{args.output}: engine for {manifest.backend} on {manifest.machine['name']}, "
@@ -207,13 +213,82 @@ def _mean(logprobs: Sequence[float | None]) -> float:
     return -sum(value or 0.0 for value in logprobs) / len(logprobs)
 
 
+def _run_bench(args: argparse.Namespace) -> None:
+    from pipeline.bench import BenchProgress, benchmark_folder, make_settings, write_record
+
+    settings = make_settings(
+        sequence_length=args.sequence_length,
+        new_tokens=args.new_tokens,
+        iterations=args.iterations,
+        maximum_seconds=args.maximum_seconds,
+        batch=args.batch,
+        threads=args.threads,
+        seed=args.seed,
+    )
+    peers = [name for name in (args.compare or "").split(",") if name]
+    with _spinner("measuring") as say:
+
+        def show(progress: BenchProgress) -> None:
+            say(f"{progress.subject}: {progress.phase} {progress.iteration or ''}")
+
+        record = benchmark_folder(args.engine, settings, peers, show, command=_command_line())
+    write_record(record, args.output)
+    if args.json:
+        sys.stdout.write(record.to_json().decode())
+        return
+    print(record.summary_text())
+    _say(f"{args.output}: the record; see it with: mamba-orin report {args.output}")
+
+
+def _run_report(args: argparse.Namespace) -> None:
+    from pipeline.report import write_report
+
+    _say(f"wrote {write_report(args.sources, args.output)}")
+
+
+def _run_board(args: argparse.Namespace) -> None:
+    from pipeline.board import describe, read_board
+
+    board = read_board()
+    if args.json:
+        _print_json(board.model_dump(mode="json"))
+    else:
+        print(describe(board), end="")
+
+
+def _run_predict(args: argparse.Namespace) -> None:
+    from pipeline.roofline import find_model, predict, render
+
+    if args.bundle is None:
+        architecture, name = find_model(args.model), args.model
+        precision = args.precision or "fp16"
+    else:
+        from pipeline.manifest import read_bundle
+
+        manifest = read_bundle(args.bundle)
+        architecture, name = manifest.architecture, args.bundle.name
+        precision = args.precision or manifest.precision
+    prediction = predict(
+        architecture,
+        precision,
+        args.board,
+        args.power_mode,
+        model=name,
+        sequence_length=args.sequence_length,
+    )
+    if args.json:
+        _print_json(prediction.model_dump(mode="json"))
+    else:
+        print(render(prediction), end="")
+
+
 # --- what several verbs share --------------------------------------------------------------
 
 
 def _load(args: argparse.Namespace) -> LoadedEngine:
     from pipeline.engine import load_engine
 
-    with _progress("loading", unit=None):
+    with _spinner("loading"):
         return load_engine(args.engine, args.threads)
 
 
@@ -258,12 +333,12 @@ def _read_text(path: Path) -> str:
 
 
 @contextmanager
-def _progress(title: str, unit: str | None) -> Iterator[Progress]:
+def _progress(title: str, unit: str) -> Iterator[Progress]:
     """A progress bar on stderr while the block runs; silent unless stderr is a terminal.
 
     Args:
         title: What is being done.
-        unit: "bytes" or what is counted; None for work whose end is not known.
+        unit: "bytes", or what else is counted.
 
     Yields:
         A function to call with what is done and what there is to do.
@@ -271,35 +346,49 @@ def _progress(title: str, unit: str | None) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield no_progress
         return
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as ProgressBar
 
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn()]
-    if unit is not None:
-        columns += [DownloadColumn() if unit == "bytes" else MofNCompleteColumn()]
-        columns += [TimeRemainingColumn()]
-    columns += [TimeElapsedColumn()]
-    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
+    count = bars.DownloadColumn() if unit == "bytes" else bars.MofNCompleteColumn()
+    with bars.Progress(
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        count,
+        bars.TextColumn(unit if unit != "bytes" else ""),
+        bars.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
         task = bar.add_task(title, total=None)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield update
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print_json(value: object, stream: TextIO | None = None) -> None:
+@contextmanager
+def _spinner(title: str) -> Iterator[Callable[[str], None]]:
+    """A turning sign on stderr for work whose end is not known; silent without a terminal.
+
+    Yields:
+        A function to call with what is being done now.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title) as status:
+        yield status.update
+
+
+def _print_json(value: object) -> None:
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False), file=stream or sys.stdout)
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["mamba-orin", *sys.argv[1:]])
 
 
 def _say(message: str) -> None:
@@ -324,6 +413,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_build,
         _add_generate,
         _add_score,
+        _add_bench,
+        _add_report,
+        _add_board,
+        _add_predict,
     ):
         add(verbs)
     return parser
@@ -448,6 +541,117 @@ def _add_generate(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, metavar="S", help="makes a sampled text repeatable")
     parser.add_argument("--echo", action="store_true", help="print the prompt before its text")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def _add_bench(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "bench",
+        _run_bench,
+        "measure time to the first token and per token, beside peers, into a record",
+        "mamba-orin bench demo-engine --compare torch --output record.json",
+    )
+    _add_engine(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="RECORD", help="JSON file")
+    parser.add_argument(
+        "--sequence-length", type=int, metavar="N", help="tokens of the prompt (default: 1024)"
+    )
+    parser.add_argument(
+        "--new-tokens", type=int, metavar="N", help="tokens of each continuation (default: 256)"
+    )
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        metavar="N",
+        help="most iterations of prompt and continuation; measuring ends earlier once the "
+        "medians stand still (default: 100)",
+    )
+    parser.add_argument(
+        "--maximum-seconds",
+        type=float,
+        metavar="S",
+        help="begin no iteration later than this, each peer likewise (default: 60)",
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="texts at once (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="S", help="of the random prompt (default: 0)")
+    parser.add_argument(
+        "--compare",
+        metavar="PEER,…",
+        help="measure these on the same weights, prompt and threads in the same record: torch",
+    )
+    parser.add_argument("--json", action="store_true", help="print the record to stdout as well")
+
+
+def _add_report(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "report",
+        _run_report,
+        "one HTML page, readable offline, from one record or a folder of records",
+        "mamba-orin report record.json --output report.html",
+    )
+    parser.add_argument(
+        "sources",
+        type=Path,
+        nargs="+",
+        metavar="RECORD_OR_FOLDER",
+        help="records, or folders to search for them",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page (default: report.html)",
+    )
+
+
+def _add_board(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "board",
+        _run_board,
+        "what this machine is: module, Jetson Linux, power mode, clocks, versions",
+        "mamba-orin board --json",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; unknown facts are null")
+
+
+def _add_predict(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "predict",
+        _run_predict,
+        "the roofline of a model on a board, computed and not measured",
+        "mamba-orin predict --model mamba-370m --precision int8 --board orin-nano-8gb",
+    )
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
+        "bundle", type=Path, nargs="?", metavar="BUNDLE", help="folder made by convert"
+    )
+    subject.add_argument("--model", metavar="NAME", help="a published model, like mamba-370m")
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        help="fp32, fp16, int8 or int4 (default: the bundle's, or fp16)",
+    )
+    parser.add_argument(
+        "--board",
+        default="orin-nano-8gb",
+        metavar="NAME",
+        help="orin-nano-8gb or orin-nano-4gb (default: orin-nano-8gb)",
+    )
+    parser.add_argument(
+        "--power-mode", metavar="NAME", help="like 15W or MAXN_SUPER (default: the fastest)"
+    )
+    parser.add_argument(
+        "--sequence-length",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens of the prompt (default: 1024)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_score(verbs: Any) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,14 +12,10 @@ import numpy as np
 import onnx
 
 from pipeline.board import read_board
-from pipeline.errors import BackendError, UsageError
+from pipeline.errors import ArtifactNotFoundError, BackendError, EngineMismatchError, UsageError
 from pipeline.manifest import (
     MANIFEST_FILE,
-    PREFILL_GRAPH,
-    STEP_GRAPH,
-    TOKENIZER_FILES,
     Backend,
-    BundleManifest,
     EngineManifest,
     SelfTest,
     describe_files,
@@ -59,12 +54,14 @@ class LoadedEngine:
         tokenizer: None when the checkpoint came without one.
         manifest: What the engine is.
         folder: Where it lies.
+        bundle: Where the bundle lies that holds its weights.
     """
 
     session: Session
     tokenizer: Tokenizer | None
     manifest: EngineManifest
     folder: Path
+    bundle: Path
 
 
 def build(
@@ -96,59 +93,77 @@ def build(
             raise UsageError(f"{option} is {value}", fix=f"{option} must be 1 or more")
     chosen: Backend = "onnxruntime" if backend == "auto" else backend
     manifest = read_bundle(bundle)
+    weights = manifest.files[WEIGHT_FILE]
     with new_folder(output, marker=MANIFEST_FILE) as folder:
+        # ONNX Runtime has no half-precision matrix product on the CPU: widen once, at load.
         with storage_errors(output):
-            for name in (WEIGHT_FILE, *TOKENIZER_FILES):
-                if (bundle / name).is_file():
-                    _link_or_copy(bundle / name, folder / name)
-            _write_graphs(bundle, folder, manifest)
+            places = read_places(bundle / WEIGHT_FILE)
+            export_graphs(folder, manifest.architecture, places, activation="float32")
         session = OnnxRuntimeSession(
-            folder, manifest.architecture, max_batch, max_length, default_threads()
+            folder, bundle, manifest.architecture, max_batch, max_length, default_threads()
         )
-        known = {
-            name: entry.sha256
-            for name, entry in manifest.files.items()
-            if name not in (PREFILL_GRAPH, STEP_GRAPH)
-        }
         engine = EngineManifest(
             created=now(),
             precision=manifest.precision,
             model=manifest.model,
             backend=chosen,
+            bundle=os.path.relpath(bundle.resolve(), output.resolve()),
             bundle_name=bundle.resolve().name,
-            weights_sha256=manifest.files[WEIGHT_FILE].sha256,
+            weights_sha256=weights.sha256,
+            weights_bytes=weights.bytes,
             max_batch=max_batch,
             max_length=max_length,
             machine=_this_machine(),
             versions={"onnxruntime": ONNXRUNTIME_VERSION, "onnx": onnx.__version__},
             self_test=_ask(session),
-            files=describe_files(folder, known),
+            files=describe_files(folder),
         )
         write_manifest(folder, engine)
     return engine
 
 
 def load_engine(folder: Path, threads: int | None = None) -> LoadedEngine:
-    """Checks an engine's files and loads it.
+    """Checks the files of an engine and of its bundle, and loads it.
 
     Args:
         folder: A folder written by `build`.
         threads: CPU threads; None takes `settings.default_threads`.
 
     Raises:
-        ArtifactError: The engine cannot be used.
+        ArtifactError: The engine or its bundle cannot be used.
         BackendError: The backend refuses it.
     """
     manifest = read_engine(folder)
+    bundle = _find_bundle(folder, manifest)
     session = OnnxRuntimeSession(
         folder,
+        bundle,
         manifest.architecture,
         manifest.max_batch,
         manifest.max_length,
         threads or default_threads(),
     )
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    return LoadedEngine(session, Tokenizer(folder) if has_tokenizer else None, manifest, folder)
+    has_tokenizer = (bundle / "tokenizer.json").is_file()
+    tokenizer = Tokenizer(bundle) if has_tokenizer else None
+    return LoadedEngine(session, tokenizer, manifest, folder, bundle)
+
+
+def _find_bundle(folder: Path, manifest: EngineManifest) -> Path:
+    bundle = Path(os.path.normpath(folder.resolve() / manifest.bundle))
+    rebuild = f"build again: mamba-orin build BUNDLE --output {folder}"
+    if not bundle.exists():
+        raise ArtifactNotFoundError(
+            f"engine {folder} was built from the bundle {bundle}, which is no longer there",
+            fix=f"put the bundle back, or {rebuild}",
+        )
+    found = read_bundle(bundle).files[WEIGHT_FILE].sha256
+    if found != manifest.weights_sha256:
+        raise EngineMismatchError(
+            f"engine {folder} was built for weights {manifest.weights_sha256[:12]}…, its bundle "
+            f"{bundle} now holds {found[:12]}…",
+            fix=rebuild,
+        )
+    return bundle
 
 
 def _this_machine() -> dict[str, str]:
@@ -158,24 +173,6 @@ def _this_machine() -> dict[str, str]:
         "instruction_set": board.instruction_set or "unknown",
         "operating_system": board.operating_system or "unknown",
     }
-
-
-def _write_graphs(bundle: Path, folder: Path, manifest: BundleManifest) -> None:
-    if manifest.precision == "fp32":
-        for name in (PREFILL_GRAPH, STEP_GRAPH):
-            _link_or_copy(bundle / name, folder / name)
-        return
-    # ONNX Runtime has no half-precision matrix product on the CPU: widen once, at load.
-    places = read_places(bundle / WEIGHT_FILE)
-    export_graphs(folder, manifest.architecture, places, activation="float32")
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """One copy of the weights on a disk is enough; a second disk needs a second copy."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _ask(session: Session) -> SelfTest:

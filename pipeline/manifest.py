@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The manifests of bundles and engines, and the check that a folder is what its manifest says.
 
-A bundle is a converted checkpoint: two graphs, one weight file, a tokenizer. An engine is a
-bundle prepared for one backend on one machine. Both hold a `manifest.json` with the SHA-256 of
-every other file; loading checks each, so a half-written or changed file is never used.
+A bundle is a converted checkpoint: two graphs, one weight file, a tokenizer. An engine is what
+one backend on one machine needs beside its bundle; it holds no weights and no tokenizer, so a
+disk has one copy of them however many engines are built. Both hold a `manifest.json` with the
+SHA-256 of every other file; loading checks each, so a half-written or changed file is never used.
 """
 
 from __future__ import annotations
@@ -88,8 +89,10 @@ class EngineManifest(_Manifest):
 
     Attributes:
         backend: What runs it.
-        bundle_name: Folder name of the bundle.
+        bundle: Where the bundle lies, relative to the engine's folder.
+        bundle_name: Folder name of the bundle, for people.
         weights_sha256: Hash of the weight file; the same in every engine of a model.
+        weights_bytes: Its size.
         max_batch: Texts at once.
         max_length: Tokens of one prefill call; longer prompts are read in pieces.
         machine: Identity of the machine that built it.
@@ -99,8 +102,10 @@ class EngineManifest(_Manifest):
 
     kind: Literal["engine"] = "engine"
     backend: Backend
+    bundle: str
     bundle_name: str
     weights_sha256: str
+    weights_bytes: int
     max_batch: int
     max_length: int
     machine: dict[str, str]

@@ -26,7 +26,8 @@ class OnnxRuntimeSession:
     """Runs a bundle's two graphs; see `session.Session`.
 
     Args:
-        folder: Holds the graphs and the weight file.
+        graphs: Folder that holds the graphs.
+        weights: Folder that holds the weight file they point into.
         architecture: Sizes of the model.
         max_batch: Texts at once.
         max_length: Tokens of one prefill call; longer stretches are read in pieces, because
@@ -41,7 +42,8 @@ class OnnxRuntimeSession:
 
     def __init__(
         self,
-        folder: Path,
+        graphs: Path,
+        weights: Path,
         architecture: MambaArchitecture,
         max_batch: int,
         max_length: int,
@@ -52,8 +54,8 @@ class OnnxRuntimeSession:
         self._max_length = max_length
         # The step multiplies one row by each matrix and gains from weights packed for that;
         # the prefill packs as it goes, and so reads the weight file where it lies.
-        self._prefill = _open(folder / PREFILL_GRAPH, threads, pack_weights=False)
-        self._step = _open(folder / STEP_GRAPH, threads, pack_weights=True)
+        self._prefill = _open(graphs / PREFILL_GRAPH, weights, threads, pack_weights=False)
+        self._step = _open(graphs / STEP_GRAPH, weights, threads, pack_weights=True)
 
     @property
     def architecture(self) -> MambaArchitecture:
@@ -153,18 +155,24 @@ class _StepState(State):
         return here
 
 
-def _open(path: Path, threads: int, *, pack_weights: bool) -> onnxruntime.InferenceSession:
+def _open(
+    graph: Path, weights: Path, threads: int, *, pack_weights: bool
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _LOG_ERRORS
     options.add_session_config_entry("session.disable_prepacking", str(int(not pack_weights)))
+    # A graph given as bytes may have its weights in another folder than its own.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(weights)
+    )
     try:
         return onnxruntime.InferenceSession(
-            path, sess_options=options, providers=["CPUExecutionProvider"]
+            graph.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # the library raises its own types from a C extension
         raise BackendError(
-            f"ONNX Runtime {VERSION} cannot load {path}: {error}",
+            f"ONNX Runtime {VERSION} cannot load {graph}: {error}",
             fix="convert and build again with this version of mamba-orin",
         ) from error
 

@@ -96,7 +96,7 @@ def write_weights(
                     f"{name} {value.dtype} {value.shape} does not follow the plan: "
                     f"{planned_name} {dtype} {shape}"
                 )
-            data = np.ascontiguousarray(value).data.cast("B")
+            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
             file.write(data)
             digest.update(data)
     return digest.hexdigest()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def state_spaces(folder: Path, container: str = "bin") -> RandomCheckpoint:
 
 def _save_sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(2):
         file_name = f"pytorch_model-{shard + 1:05}-of-00002.bin"
         part = {name: tensors[name] for name in names[shard::2]}
@@ -130,7 +131,7 @@ def _save_sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
-FORMATS = {
+FORMATS: dict[str, Callable[[Path], RandomCheckpoint]] = {
     "hf": hugging_face,
     "hf_untied": lambda folder: hugging_face(folder, tied=False),
     "hf_sharded": hugging_face_sharded,

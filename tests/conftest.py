@@ -17,7 +17,7 @@ def any_checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> RandomCheckpoint:
     """A random checkpoint of each format in turn."""
-    return FORMATS[request.param](tmp_path_factory.mktemp("checkpoint") / request.param)
+    return FORMATS[str(request.param)](tmp_path_factory.mktemp("checkpoint") / request.param)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from pipeline.cli import main
 from pipeline.engine import build, load_engine
 from pipeline.manifest import read_bundle
 from pipeline.scoring import score
-from pipeline.session import Session, State
+from pipeline.session import Floats, Session, State
 from pipeline.torch_session import open_torch_session
 from tests.checkpoints import RandomCheckpoint, hugging_face
 
@@ -31,7 +31,7 @@ def session(request: pytest.FixtureRequest, engine: Path) -> Session:
     loaded = load_engine(engine, threads=1)
     if request.param == "onnxruntime":
         return loaded.session
-    return open_torch_session(engine, loaded.manifest.architecture)
+    return open_torch_session(loaded.bundle, loaded.manifest.architecture)
 
 
 def test_score_agrees_with_torch_and_transformers_for_every_format(
@@ -119,7 +119,7 @@ def test_a_saved_state_is_not_changed_by_going_on(session: Session) -> None:
 
 
 def test_two_texts_that_go_on_by_turns_do_not_disturb_each_other(session: Session) -> None:
-    def alone(start: int) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def alone(start: int) -> list[Floats]:
         _, state = session.prefill(np.array([[start, 2]]))
         results = []
         for token in (3, 4, 5):
