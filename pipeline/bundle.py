@@ -32,6 +32,7 @@ from pipeline.manifest import (
     write_manifest,
 )
 from pipeline.onnx_export import export_graphs
+from pipeline.random_checkpoint import PREFIX, RandomCheckpoint, open_random
 from pipeline.settings import Progress, no_progress
 from pipeline.storage import new_folder, require_room, sha256_of, storage_errors
 from pipeline.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ _ROOM_BESIDE_WEIGHTS_BYTES = 32_000_000
 
 
 def convert(
-    checkpoint_path: Path,
+    source: str | Path,
     output: Path,
     precision: Precision = "fp32",
     tokenizer_path: Path | None = None,
@@ -55,7 +56,8 @@ def convert(
     """Converts a checkpoint into a bundle.
 
     Args:
-        checkpoint_path: Folder or weight file of a Mamba-1 checkpoint.
+        source: Folder or weight file of a Mamba-1 checkpoint, or `random:` and the name of a
+            published shape.
         output: Folder of the bundle; an older bundle there is replaced at the very end.
         precision: Type of the matrices; everything else is float32.
         tokenizer_path: tokenizer.json, or the folder that holds it, when it does not lie
@@ -69,8 +71,9 @@ def convert(
         CheckpointError: The checkpoint cannot be used.
         StorageError: The bundle cannot be written.
     """
-    checkpoint = open_checkpoint(checkpoint_path)
-    tokenizer_folder = _tokenizer_folder(checkpoint.files[0].parent, tokenizer_path)
+    is_random = str(source).startswith(PREFIX)
+    checkpoint = open_random(str(source)) if is_random else open_checkpoint(Path(source))
+    tokenizer_folder = _tokenizer_folder(checkpoint.folder, tokenizer_path)
     architecture = _mask_rows_without_token(checkpoint.architecture, tokenizer_folder)
     plan: Plan = {
         name: (
@@ -95,7 +98,7 @@ def convert(
             precision=precision,
             model=architecture.to_dict(),
             source={
-                "name": checkpoint.files[0].parent.resolve().name,
+                "name": checkpoint.name,
                 "format": checkpoint.format,
                 "sha256": {path.name: sha256_of(path) for path in checkpoint.files},
             },
@@ -116,7 +119,7 @@ def copy_tokenizer(source: Path | None, target: Path) -> None:
 
 
 def _converted(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | RandomCheckpoint,
     plan: Plan,
     total_bytes: int,
     progress: Progress,
@@ -138,9 +141,10 @@ def _converted(
         progress(done, total_bytes)
 
 
-def _tokenizer_folder(checkpoint_folder: Path, given: Path | None) -> Path | None:
+def _tokenizer_folder(beside: Path | None, given: Path | None) -> Path | None:
     if given is None:
-        return checkpoint_folder if (checkpoint_folder / "tokenizer.json").is_file() else None
+        has_one = beside is not None and (beside / "tokenizer.json").is_file()
+        return beside if has_one else None
     folder = given.parent if given.is_file() else given
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointNotFoundError(

@@ -95,13 +95,17 @@ class Checkpoint:
     """An opened checkpoint, checked against its config, with no tensor read yet.
 
     Attributes:
+        name: What to call it: the name of its folder.
         architecture: Sizes, from the tensors.
         format: "state-spaces" or "hf", with "falcon" for the variant with mixer norms.
+        folder: Where it lies; its tokenizer is looked for there.
         files: The files that hold it, config included.
     """
 
+    name: str
     architecture: MambaArchitecture
     format: str
+    folder: Path
     files: tuple[Path, ...]
     _sources: dict[str, tuple[_Container, str]]
 
@@ -159,7 +163,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     architecture = _with_config(architecture, config, config_path, format_name)
     if architecture.mixer_norm_eps is not None:
         format_name += "-falcon"
-    return Checkpoint(architecture, format_name, (config_path, *weight_files), renamed)
+    return Checkpoint(
+        name=folder.resolve().name,
+        architecture=architecture,
+        format=format_name,
+        folder=folder,
+        files=(config_path, *weight_files),
+        _sources=renamed,
+    )
 
 
 # --- finding and opening files -------------------------------------------------------------
@@ -292,8 +303,7 @@ def _load_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointCorruptError(
-            f"{path} holds more than tensors, or is not a PyTorch file: "
-            f"{_first_line(error)}",
+            f"{path} holds more than tensors, or is not a PyTorch file: {_first_line(error)}",
             fix="only plain state dicts are loaded, because a pickle can run any code: "
             "save model.state_dict() and convert that",
         ) from error

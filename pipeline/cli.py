@@ -446,10 +446,10 @@ def _add_convert(verbs: Any) -> None:
     )
     parser.add_argument(
         "checkpoint",
-        type=Path,
         metavar="CHECKPOINT",
         help="folder of a Mamba-1 or Falcon-Mamba checkpoint (state-spaces or -hf, .safetensors, "
-        ".bin or .pth, sharded too), or its weight file",
+        ".bin or .pth, sharded too), or its weight file; random:mamba-130m makes random weights "
+        "in a published shape, for benchmarks",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE", help="new folder")
     parser.add_argument(
