@@ -37,9 +37,10 @@ $(VENV)/installed: pyproject.toml
 .PHONY: demo
 demo: build/demo/engine/manifest.json ## Convert, build, generate, score, benchmark and report with the demo model
 	@echo; $(BIN)/mamba-orin generate build/demo/engine --echo \
-	  --prompt "$(DEMO_PROMPT)" --max-new-tokens 120 --temperature 0.7 --top-k 40 --seed 7
+	  --prompt "$(DEMO_PROMPT)" --max-new-tokens 120 --temperature 0.7 --top-k 40 --seed 9
 	@echo; $(BIN)/mamba-orin score build/demo/engine --text-file models/demo/heldout.txt
-	@echo; $(BIN)/mamba-orin bench build/demo/engine --compare torch --output build/demo/record.json
+	@echo; $(BIN)/mamba-orin bench build/demo/engine --compare torch --maximum-seconds 15 \
+	  --output build/demo/record.json
 	@$(BIN)/mamba-orin report build/demo/record.json --output build/demo/report.html
 	@echo; echo "The report: file://$(CURDIR)/build/demo/report.html"
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or one of `errors`.
     """
-    args = _parser().parse_args(arguments)
+    args = command_line().parse_args(arguments)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if args.verbose else logging.WARNING,
@@ -220,7 +220,10 @@ def _run_bench(args: argparse.Namespace) -> None:
         sequence_length=args.sequence_length,
         new_tokens=args.new_tokens,
         iterations=args.iterations,
+        minimum_iterations=args.minimum_iterations,
         maximum_seconds=args.maximum_seconds,
+        noise_percent=args.noise_percent,
+        warmup_iterations=args.warmup_iterations,
         batch=args.batch,
         threads=args.threads,
         seed=args.seed,
@@ -231,7 +234,7 @@ def _run_bench(args: argparse.Namespace) -> None:
         def show(progress: BenchProgress) -> None:
             say(f"{progress.subject}: {progress.phase} {progress.iteration or ''}")
 
-        record = benchmark_folder(args.engine, settings, peers, show, command=_command_line())
+        record = benchmark_folder(args.engine, settings, peers, show, command=_typed_command())
     write_record(record, args.output)
     if args.json:
         sys.stdout.write(record.to_json().decode())
@@ -385,7 +388,7 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _command_line() -> str:
+def _typed_command() -> str:
     import shlex
 
     return shlex.join(["mamba-orin", *sys.argv[1:]])
@@ -398,7 +401,8 @@ def _say(message: str) -> None:
 # --- the command line ----------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The command line, with every verb and its help."""
     parser = argparse.ArgumentParser(
         prog="mamba-orin",
         description="Mamba language models on Jetson Orin Nano, and on any machine with Python.",
@@ -565,6 +569,24 @@ def _add_bench(verbs: Any) -> None:
         metavar="N",
         help="most iterations of prompt and continuation; measuring ends earlier once the "
         "medians stand still (default: 100)",
+    )
+    parser.add_argument(
+        "--minimum-iterations",
+        type=int,
+        metavar="N",
+        help="not fewer than this, unless time runs out (default: 5)",
+    )
+    parser.add_argument(
+        "--noise-percent",
+        type=float,
+        metavar="P",
+        help="the medians stand still when they move by less than this (default: 1)",
+    )
+    parser.add_argument(
+        "--warmup-iterations",
+        type=int,
+        metavar="N",
+        help="iterations before the first that counts (default: 1)",
     )
     parser.add_argument(
         "--maximum-seconds",

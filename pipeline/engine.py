@@ -108,7 +108,7 @@ def build(
             model=manifest.model,
             backend=chosen,
             bundle=os.path.relpath(bundle.resolve(), output.resolve()),
-            bundle_name=bundle.resolve().name,
+            model_name=manifest.source["name"],
             weights_sha256=weights.sha256,
             weights_bytes=weights.bytes,
             max_batch=max_batch,

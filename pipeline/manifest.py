@@ -90,7 +90,7 @@ class EngineManifest(_Manifest):
     Attributes:
         backend: What runs it.
         bundle: Where the bundle lies, relative to the engine's folder.
-        bundle_name: Folder name of the bundle, for people.
+        model_name: Name of the checkpoint, for people.
         weights_sha256: Hash of the weight file; the same in every engine of a model.
         weights_bytes: Its size.
         max_batch: Texts at once.
@@ -103,7 +103,7 @@ class EngineManifest(_Manifest):
     kind: Literal["engine"] = "engine"
     backend: Backend
     bundle: str
-    bundle_name: str
+    model_name: str
     weights_sha256: str
     weights_bytes: int
     max_batch: int

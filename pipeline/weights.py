@@ -96,7 +96,7 @@ def write_weights(
                     f"{name} {value.dtype} {value.shape} does not follow the plan: "
                     f"{planned_name} {dtype} {shape}"
                 )
-            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
             file.write(data)
             digest.update(data)
     return digest.hexdigest()

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: MIT
+"""Benchmarks of a session whose speed the test decides, by a clock that the session turns."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from pipeline.architecture import MambaArchitecture
+from pipeline.bench import (
+    PEERS,
+    BenchProgress,
+    Peer,
+    Task,
+    benchmark_folder,
+    check_activity,
+    check_linear_growth,
+    make_settings,
+    measure,
+    random_prompt,
+    run_benchmark,
+    write_record,
+)
+from pipeline.board import Activity, read_board
+from pipeline.errors import BackendError, BenchmarkError, MissingDependencyError, UsageError
+from pipeline.records import BenchRecord, BenchSettings, Check, Timings, read_record
+from pipeline.session import Floats, State, TokenIds
+from tests.pipeline.test_board import super_8gb
+from tests.pipeline.test_records import a_board
+
+ARCHITECTURE = MambaArchitecture(
+    d_model=4, n_layer=1, d_inner=8, d_state=2, d_conv=4, dt_rank=1, vocab_size=11, vocab_rows=16
+)
+
+
+@dataclass
+class FakeSession:
+    """Takes exactly the time it is told to, on a clock of its own."""
+
+    prefill_ms: Callable[[int], float] = lambda _: 100.0
+    step_ms: Callable[[int, int], float] = lambda _iteration, _position: 5.0
+    backend: str = "onnxruntime"
+    architecture: MambaArchitecture = ARCHITECTURE
+    logit: float = 1.0
+    now_s: float = 1000.0
+    iteration: int = -1
+    position: int = 0
+    read: list[Any] = field(default_factory=list)
+    collected_inside: bool = False
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def prefill(
+        self, token_ids: TokenIds, state: State | None = None, *, all_logits: bool = False
+    ) -> tuple[Floats, State]:
+        assert state is None
+        assert not all_logits
+        self.iteration += 1
+        self.position = 0
+        self.read.append(token_ids.copy())
+        self.now_s += self.prefill_ms(self.iteration) / 1e3
+        return self._answer(len(token_ids)), State.zeros(self.architecture, len(token_ids))
+
+    def step(self, token_ids: TokenIds, state: State) -> tuple[Floats, State]:
+        self.collected_inside |= gc.isenabled()
+        self.read.append(token_ids.copy())
+        self.now_s += self.step_ms(self.iteration, self.position) / 1e3
+        self.position += 1
+        return self._answer(len(token_ids)), state
+
+    def _answer(self, batch: int) -> Floats:
+        """The next token is always one more than how many were decoded."""
+        logits = np.zeros((batch, self.architecture.vocab_size), dtype=np.float32)
+        logits[:, (self.position + 1) % self.architecture.vocab_size] = self.logit
+        return logits
+
+
+def idle() -> Activity:
+    return Activity(busy_s=0.0, own_s=0.0, swapped_pages=0, swap_used_bytes=0)
+
+
+def run(
+    session: FakeSession, peers: tuple[str, ...] = (), bundle: Path = Path(), **settings: Any
+) -> BenchRecord:
+    manifest = SimpleNamespace(
+        architecture=session.architecture,
+        precision="fp32",
+        model_name="tiny",
+        weights_sha256="00" * 32,
+        versions={"onnxruntime": "1"},
+        weights_bytes=48,
+    )
+    engine = SimpleNamespace(session=session, tokenizer=None, manifest=manifest, bundle=bundle)
+    return run_benchmark(
+        cast("Any", engine),
+        BenchSettings(**{"sequence_length": 8, "new_tokens": 32, "threads": 2, **settings}),
+        peers,
+        clock=session.clock,
+        observe=idle,
+        board=a_board(),
+        load_s=0.5,
+    )
+
+
+def check(record: BenchRecord, name: str) -> Check:
+    return next(check for check in record.checks if check.name == name)
+
+
+def test_times_are_those_that_passed() -> None:
+    record = run(FakeSession())
+    assert record.timings.first_token.median_ms == pytest.approx(100)
+    assert record.timings.decode.median_ms == pytest.approx(5)
+    assert record.timings.tokens_per_second == pytest.approx(200)
+    assert record.timings.prompt_tokens_per_second == pytest.approx(80)
+    assert record.roofline is not None
+    assert record.roofline.read_gb_per_s == pytest.approx(
+        record.roofline.bytes_per_token / 5e-3 / 1e9
+    )
+    assert record.roofline.share_percent is None
+    assert record.is_valid
+
+
+def test_warm_up_does_not_count() -> None:
+    slow_start = FakeSession(prefill_ms=lambda i: 9000.0 if i < 2 else 100.0)
+    record = run(slow_start, warmup_iterations=2)
+    assert record.timings.first_token.maximum_ms == pytest.approx(100)
+
+
+def test_each_token_is_the_one_the_model_chose() -> None:
+    session = FakeSession()
+    run(session, warmup_iterations=0, minimum_iterations=1, iterations=1, new_tokens=4, batch=2)
+    prompt, *steps = session.read
+    assert prompt.shape == (2, 8)
+    assert [list(step) for step in steps] == [[1, 1], [2, 2], [3, 3], [4, 4]]
+
+
+def test_the_prompt_is_seeded_and_inside_the_vocabulary() -> None:
+    settings = BenchSettings(sequence_length=500, batch=2, seed=7)
+    prompt = random_prompt(ARCHITECTURE, settings)
+    assert prompt.dtype == np.int64
+    assert prompt.min() >= 0
+    assert prompt.max() == ARCHITECTURE.vocab_size - 1
+    np.testing.assert_array_equal(prompt, random_prompt(ARCHITECTURE, settings))
+    assert (prompt != random_prompt(ARCHITECTURE, settings.model_copy(update={"seed": 8}))).any()
+
+
+def test_stops_when_the_medians_stand_still() -> None:
+    """The first iterations get faster; nothing moves from the sixth on."""
+    record = run(FakeSession(prefill_ms=lambda i: 100.0 + max(0, 5 - i) * 50))
+    assert record.timings.stopped == "settled"
+    assert 8 <= record.timings.first_token.count < 20
+    assert check(record, "settled").passed
+
+
+def test_stops_at_the_most_iterations() -> None:
+    record = run(FakeSession(prefill_ms=lambda i: 100.0 * 1.3**i), iterations=7)
+    assert record.timings.stopped == "iterations"
+    assert record.timings.first_token.count == 7
+    assert check(record, "settled").passed is False
+    assert "after 7 iterations" in check(record, "settled").detail
+    assert not record.is_valid
+
+
+def test_stops_when_time_is_up_with_what_it_has() -> None:
+    record = run(FakeSession(prefill_ms=lambda _: 5000.0), maximum_seconds=12.0)
+    assert record.timings.stopped == "time"
+    assert record.timings.first_token.count == 3
+    assert check(record, "enough samples").passed is False
+    assert "3 prompts (at least 5)" in check(record, "enough samples").detail
+
+
+def test_scattered_samples_fail_the_check() -> None:
+    record = run(FakeSession(step_ms=lambda _, position: 5.0 if position % 2 else 8.0))
+    assert check(record, "spread of decoding").passed is False
+    assert check(record, "spread of the first token").passed is True
+
+
+def test_nothing_happens_inside_a_timed_region() -> None:
+    session = FakeSession()
+    reports: list[tuple[int, int]] = []
+
+    def progress(report: BenchProgress) -> None:
+        assert report.phase in {"warm-up", "measure"}
+        session.now_s += 3600  # a slow terminal must not be part of any sample
+        reports.append((session.iteration, session.position))
+
+    settings = BenchSettings(sequence_length=8, new_tokens=32, iterations=3, maximum_seconds=1e9)
+    task = Task(
+        Path(), ARCHITECTURE, random_prompt(ARCHITECTURE, settings), settings, session.clock,
+        progress,
+    )  # fmt: skip
+    timings = measure(session, task, "fake")
+    assert timings.decode.maximum_ms == pytest.approx(5)
+    assert timings.first_token.maximum_ms == pytest.approx(100)
+    assert all(position in {0, 32} for _, position in reports)
+    assert not session.collected_inside
+    assert gc.isenabled()
+
+
+def test_a_cost_that_does_not_grow_passes() -> None:
+    found = check_linear_growth([[5.0] * 64] * 3, sequence_length=64)
+    assert found.passed
+    assert "1.000 times" in found.detail
+
+
+def test_reading_the_text_again_for_each_token_is_found() -> None:
+    samples = [[0.1 * (1024 + position) for position in range(256)]] * 3
+    found = check_linear_growth(samples, sequence_length=1024)
+    assert found.passed is False
+    assert "would make it 1.18" in found.detail
+
+
+def test_a_short_continuation_cannot_tell_growth() -> None:
+    assert check_linear_growth([[5.0] * 8], sequence_length=64).passed is None
+
+
+def test_growth_shows_in_the_record() -> None:
+    record = run(FakeSession(step_ms=lambda _, position: 0.1 * (8 + position)))
+    assert check(record, "grows linearly").passed is False
+
+
+def test_load_of_other_processes_fails_the_check() -> None:
+    before = Activity(busy_s=100.0, own_s=10.0, swapped_pages=5, swap_used_bytes=0)
+    quiet = Activity(busy_s=118.5, own_s=28.0, swapped_pages=5, swap_used_bytes=0)
+    loud = Activity(busy_s=122.0, own_s=28.0, swapped_pages=9, swap_used_bytes=2_000_000)
+    load, swap = check_activity(before, quiet, seconds=10, cores=2)
+    assert (load.passed, swap.passed) == (True, True)
+    assert "2.5 % of 2 cores" in load.detail
+    load, swap = check_activity(before, loud, seconds=10, cores=2)
+    assert (load.passed, swap.passed) == (False, False)
+    assert "20.0 % of 2 cores" in load.detail
+    assert "4 pages moved to or from swap; 2 MB in use" in swap.detail
+
+
+def test_a_system_that_tells_nothing_is_unsure_not_fine() -> None:
+    nothing = Activity(busy_s=None, own_s=1.0, swapped_pages=None, swap_used_bytes=None)
+    assert [c.passed for c in check_activity(nothing, nothing, 10, 2)] == [None, None]
+
+
+def test_a_board_with_known_memory_gets_a_share(tmp_path: Path) -> None:
+    session = FakeSession()
+    board = read_board(super_8gb(tmp_path))
+    manifest = SimpleNamespace(
+        architecture=ARCHITECTURE, precision="fp16", model_name="tiny", weights_sha256="0",
+        versions={}, weights_bytes=48,
+    )  # fmt: skip
+    engine = SimpleNamespace(session=session, manifest=manifest, bundle=tmp_path)
+    record = run_benchmark(
+        cast("Any", engine),
+        BenchSettings(sequence_length=8, new_tokens=32, threads=1),
+        clock=session.clock,
+        observe=idle,
+        board=board,
+    )
+    roof = record.roofline
+    assert roof is not None
+    assert roof.board == "orin-nano-8gb, MAXN_SUPER"
+    assert roof.bound_ms_per_token is not None
+    assert roof.bound_ms_per_token == pytest.approx(roof.bytes_per_token / (2 * 3199e6 * 16) * 1e3)
+    assert roof.share_percent == pytest.approx(100 * roof.bound_ms_per_token / 5)
+    assert record.missing["load_s"]
+
+
+def test_logits_that_are_no_numbers_are_no_result() -> None:
+    with pytest.raises(BenchmarkError, match="not finite"):
+        run(FakeSession(logit=float("nan")))
+    assert gc.isenabled()
+
+
+def test_an_unknown_peer_is_answered_with_the_known_ones() -> None:
+    session = FakeSession()
+    with pytest.raises(UsageError) as error:
+        run(session, peers=("tensorflow",))
+    assert "torch" in error.value.fix
+    assert session.iteration == -1, "nothing may be measured before the command line is right"
+
+
+def test_a_peer_that_is_not_installed_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Peer("no_such_package", "fp32", "convert", lambda _: pytest.fail("must not run"))
+    monkeypatch.setitem(PEERS, "absent", absent)
+    with pytest.raises(MissingDependencyError) as error:
+        run(FakeSession(), peers=("absent",))
+    assert "mamba-orin[convert]" in error.value.fix
+
+
+def test_a_peer_gets_the_same_work_and_its_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = FakeSession(), FakeSession(lambda _: 300.0, lambda _i, _p: 20.0)
+    tasks = []
+
+    def measure_peer(task: Task) -> Timings:
+        tasks.append(task)
+        settings = task.settings
+        return measure(theirs, Task(task.bundle, task.architecture, task.prompt, settings,
+                                    theirs.clock, task.progress), "peer")  # fmt: skip
+
+    monkeypatch.setitem(PEERS, "peer", Peer("numpy", "fp32", "convert", measure_peer))
+    record = run(ours, peers=("peer",), bundle=Path("somewhere"))
+    (comparison,) = record.comparisons
+    assert comparison.first_token_ratio == pytest.approx(3)
+    assert comparison.ms_per_token_ratio == pytest.approx(4)
+    assert comparison.version == np.__version__
+    np.testing.assert_array_equal(ours.read[0], theirs.read[0])
+    assert tasks[0].settings.threads == 2
+    assert tasks[0].bundle == Path("somewhere")
+    assert record.versions["numpy"] == np.__version__
+
+
+def test_a_peer_that_fails_does_not_take_our_result_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: Task) -> Timings:
+        raise BackendError("out of memory")
+
+    monkeypatch.setitem(PEERS, "peer", Peer("numpy", "fp32", "convert", fail))
+    record = run(FakeSession(), peers=("peer",))
+    (comparison,) = record.comparisons
+    assert comparison.timings is None
+    assert comparison.missing["timings"] == "out of memory"
+    assert record.timings.decode.median_ms == pytest.approx(5)
+
+
+def test_the_record_names_what_was_used(tmp_path: Path) -> None:
+    record = run(FakeSession(), seed=3)
+    write_record(record, tmp_path / "deep" / "record.json")
+    again = read_record(tmp_path / "deep" / "record.json")
+    assert again == record
+    assert (again.settings.threads, again.settings.seed) == (2, 3)
+    assert again.versions["onnxruntime"] == "1"
+    assert again.model.weight_bytes == 48
+    assert again.load_s == 0.5
+    assert again.power is None
+    assert again.missing["power"]
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [({"iterations": 0}, "--iterations"), ({"sequence_length": -1}, "--sequence-length")],
+)
+def test_settings_out_of_range_name_the_option(values: dict[str, int], option: str) -> None:
+    with pytest.raises(UsageError) as error:
+        make_settings(**values)
+    assert option in str(error.value)
+    assert "greater than or equal to 1" in error.value.fix
+
+
+def test_options_that_were_not_given_keep_their_default() -> None:
+    assert make_settings(iterations=None, seed=4) == BenchSettings(seed=4)
+
+
+def test_a_real_engine_beside_torch(engine: Path) -> None:
+    """The whole way on the embedded default; only that it works, not how fast."""
+    reports: list[BenchProgress] = []
+    settings = BenchSettings(
+        sequence_length=4, new_tokens=16, iterations=3, minimum_iterations=1, threads=1
+    )
+    record = benchmark_folder(engine, settings, ["torch"], reports.append, command="bench")
+    assert record.backend == "onnxruntime"
+    assert record.timings.first_token.count <= 3
+    assert record.load_s is not None
+    assert record.model.weight_bytes
+    (torch,) = record.comparisons
+    assert torch.timings is not None, torch.missing
+    assert torch.ms_per_token_ratio == pytest.approx(
+        torch.timings.decode.median_ms / record.timings.decode.median_ms
+    )
+    assert {report.subject for report in reports} == {"engine", "onnxruntime", "torch"}
