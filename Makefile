@@ -69,6 +69,16 @@ lint: $(VENV)/installed ## Check style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: measure
+measure: $(VENV)/installed ## Measure mamba-130m shapes on this CPU into docs/measurements (needs a quiet machine)
+	$(BIN)/mamba-orin convert random:mamba-130m --output build/mamba-130m
+	$(BIN)/mamba-orin build build/mamba-130m --output build/mamba-130m-engine
+	$(BIN)/mamba-orin bench build/mamba-130m-engine --compare torch --output docs/measurements/embedded_130m.json
+
+.PHONY: tables
+tables: $(VENV)/installed ## Write the tables of README from docs/measurements
+	$(BIN)/python docs/render_tables.py
+
 .PHONY: fmt
 fmt: $(VENV)/installed ## Format the code
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -80,3 +81,14 @@ def test_links_between_the_documents_lead_somewhere(name: str) -> None:
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def test_tables_in_the_readme_come_from_the_measurements() -> None:
+    path = ROOT / "docs" / "render_tables.py"
+    spec = importlib.util.spec_from_file_location("render_tables", path)
+    assert spec is not None
+    assert spec.loader is not None
+    render_tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render_tables)
+    text = (ROOT / "README.md").read_text()
+    assert render_tables.rendered(text) == text

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""Writes the tables of README.md from the raw measurements beside this file.
+
+`python docs/render_tables.py` rewrites README; a test holds README equal to what this makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.records import BenchRecord, read_record
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+MEASUREMENTS = ROOT / "docs" / "measurements"
+
+
+def embedded() -> str:
+    """The embedded default on a plain CPU, beside torch."""
+    record = read_record(MEASUREMENTS / "embedded_130m.json")
+    ours, machine = record.timings, record.board
+    rows = [
+        "| mamba-130m shapes, fp32, one text | first token | each further | tokens/s |",
+        "|---|---|---|---|",
+        _embedded_row(
+            f"**mamba-orin**, ONNX Runtime {record.versions['onnxruntime']}",
+            ours.first_token.median_ms,
+            ours.decode.median_ms,
+            ours.decode.spread_percent,
+        ),
+    ]
+    rows += [
+        _embedded_row(
+            f"{peer.peer} {peer.version}, the reference model",
+            peer.timings.first_token.median_ms,
+            peer.timings.decode.median_ms,
+            peer.timings.decode.spread_percent,
+        )
+        for peer in record.comparisons
+        if peer.timings is not None
+    ]
+    return "\n".join(
+        [
+            f"Measured on {record.date_utc[:10]} on {machine.cores} cores of an {machine.cpu} "
+            f"({record.settings.sequence_length} tokens of prompt, random weights, medians; "
+            f"± holds half of the samples; {_validity(record)}).",
+            f"Raw record: [`docs/measurements/embedded_130m.json`]"
+            f"(docs/measurements/embedded_130m.json), made by `{record.command}`.",
+            "",
+            *rows,
+        ]
+    )
+
+
+def _embedded_row(name: str, first_ms: float, each_ms: float, spread: float | None) -> str:
+    around = "" if spread is None else f" ±{spread:.1f} %"
+    return f"| {name} | {first_ms:,.0f} ms | {each_ms:.1f} ms{around} | {1e3 / each_ms:.0f} |"
+
+
+def _validity(record: BenchRecord) -> str:
+    failed = [check.name for check in record.checks if check.passed is False]
+    return f"checks failed: {', '.join(failed)}" if failed else "all validity checks passed"
+
+
+TABLES: dict[str, Callable[[], str]] = {"embedded": embedded}
+"""What makes the table between `<!-- table: NAME -->` and `<!-- end -->`."""
+
+
+def rendered(text: str) -> str:
+    """README's text with every table made anew."""
+    for name, make in TABLES.items():
+        before, begin, rest = text.partition(f"<!-- table: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not begin or not end:
+            raise ValueError(f"README.md has no place for the table {name!r}")
+        text = before + begin + make() + "\n" + end + after
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text()))
