@@ -26,6 +26,18 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.generation import Sampling
+from pipeline.generation_request import (
+    Begun,
+    Ended,
+    Event,
+    Failed,
+    Progressed,
+    QueueFullError,
+    RanTooLongError,
+    Request,
+    StoppedError,
+    WaitedTooLongError,
+)
 from pipeline.loaded_file import LoadedFile
 from pipeline.openai_api import (
     ApiError,
@@ -35,19 +47,7 @@ from pipeline.openai_api import (
     StateRequest,
     Usage,
 )
-from pipeline.scheduler import (
-    Begun,
-    Ended,
-    Event,
-    Failed,
-    Progressed,
-    QueueFullError,
-    RanTooLongError,
-    Request,
-    Scheduler,
-    StoppedError,
-    WaitedTooLongError,
-)
+from pipeline.scheduler import Scheduler
 from pipeline.server_settings import ServerSettings
 from pipeline.states import NamedState, StateInfo, StateStore
 from pipeline.text_assembly import Piece, TextAssembler

@@ -30,6 +30,9 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Where a route leaves what the log line shall say beyond method, path, status and duration.
 LOG_FIELDS = "mamba_orin.log"
 
+# The status that logs and metrics give to a request whose client left; nobody receives it.
+CLIENT_LEFT = 499
+
 _API_PREFIX = "/v1/"
 
 
@@ -94,14 +97,14 @@ class HttpGuard:
         finally:
             self.in_flight -= 1
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.answered(scope["method"], route, status)
+            self._metrics.answered(scope["method"], route, status or CLIENT_LEFT)
             log_event(
                 logger,
                 "request",
                 request_id=request_id,
                 method=scope["method"],
                 path=scope["path"],
-                status=status or None,
+                status=status or CLIENT_LEFT,
                 duration_ms=round((time.monotonic() - begin) * 1e3, 1),
                 **fields,
             )

@@ -19,127 +19,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from pipeline.errors import UsageError
-from pipeline.generation import Sampler, Sampling, check_token_ids
+from pipeline.generation import Sampler, check_token_ids
+from pipeline.generation_request import (
+    Begun,
+    Ended,
+    Failed,
+    Progressed,
+    QueueFullError,
+    RanTooLongError,
+    Request,
+    StoppedError,
+    WaitedTooLongError,
+)
 from pipeline.metrics import Metrics
 from pipeline.prefix_cache import PrefixCache
 from pipeline.session import Floats, Session, State
-from pipeline.text_assembly import Piece, TextAssembler, TokenRecord
+from pipeline.text_assembly import TextAssembler, TokenRecord
 
 logger = logging.getLogger(__name__)
 
 # A new duration counts this much in the running mean that Retry-After is computed from.
 _MEAN_SHARE = 0.2
 _LONGEST_RETRY_S = 60
-
-
-class QueueFullError(Exception):
-    """More requests wait than the queue holds.
-
-    Args:
-        retry_after_s: When it is worth trying again.
-    """
-
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__("the queue is full")
-        self.retry_after_s = retry_after_s
-
-
-class StoppedError(Exception):
-    """The scheduler takes no requests any more, or gave this one up while stopping."""
-
-
-class WaitedTooLongError(QueueFullError):
-    """A request stood in the queue for longer than it may."""
-
-
-class RanTooLongError(Exception):
-    """A request took longer than it may."""
-
-
-@dataclass(frozen=True)
-class Begun:
-    """The prompt is about to be read; `reused_tokens` of it are covered by a kept state."""
-
-    reused_tokens: int
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """An answer got longer.
-
-    Attributes:
-        choice: Which answer of the request.
-        piece: Text and tokens that became certain.
-    """
-
-    choice: int
-    piece: Piece
-
-
-@dataclass(frozen=True)
-class Ended:
-    """An answer is complete.
-
-    Attributes:
-        choice: Which answer of the request.
-        reason: "stop" or "length".
-        produced: Tokens that were produced, those of a stop sequence included.
-        state: When `keep_state` was asked for, the state after the prompt and these tokens.
-    """
-
-    choice: int
-    reason: str
-    produced: int
-    state: State | None
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The request ends without an answer; nothing follows."""
-
-    error: Exception
-
-
-Event = Begun | Progressed | Ended | Failed
-
-
-@dataclass(eq=False)
-class Request:
-    """A prompt and the answers it shall get.
-
-    Attributes:
-        prompt_ids: The prompt, at least one token.
-        samplings: How to choose tokens, one entry an answer.
-        assembler: Makes the assembler of one answer.
-        on_event: Told what happens, from the worker thread; must not block or raise.
-        max_new_tokens: The most tokens of an answer; 0 only reads the prompt.
-        end_ids: Tokens that end an answer; they are not part of it.
-        alternatives: How many likely tokens to tell at each place; None tells no
-            log-probability at all.
-        state: What was read before the prompt; never modified.
-        root: Identifies `state` in the prefix cache; empty without one.
-        keep_state: Whether `Ended` shall hold the state.
-    """
-
-    prompt_ids: Sequence[int]
-    samplings: Sequence[Sampling]
-    assembler: Callable[[], TextAssembler]
-    on_event: Callable[[Event], None]
-    max_new_tokens: int
-    end_ids: frozenset[int] = frozenset()
-    alternatives: int | None = None
-    state: State | None = None
-    root: bytes = b""
-    keep_state: bool = False
-    _is_cancelled: bool = field(default=False, init=False)
-    _arrived: float = field(default=0.0, init=False)
-    _running: int = field(default=0, init=False)
 
 
 @dataclass(eq=False)
@@ -261,14 +168,14 @@ class Scheduler:
             if len(self._queue) + len(requests) > self.limits.queue:
                 raise QueueFullError(self._retry_after_s())
             for request in requests:
-                request._arrived = self._clock()
+                request.arrived = self._clock()
                 self._queue.append(request)
             self._wakeup.notify()
 
     def cancel(self, request: Request) -> None:
         """Gives a request up; it gets no further event worth waiting for."""
         with self._wakeup:
-            request._is_cancelled = True
+            request.is_cancelled = True
             self._wakeup.notify()
 
     def refuse_new(self) -> None:
@@ -327,8 +234,8 @@ class Scheduler:
         with self._wakeup:
             queued = set(self._queue)
         for request in self._all_requests():
-            age = now - request._arrived
-            if request._is_cancelled:
+            age = now - request.arrived
+            if request.is_cancelled:
                 self._remove(request)
                 self._metrics.completed("cancelled")
             elif request in queued and age > self.limits.queue_s:
@@ -346,35 +253,46 @@ class Scheduler:
                 if self._used_slots() + len(request.samplings) > self.limits.slots:
                     return
                 self._queue.popleft()
-            keys = self._cache.keys(request.prompt_ids, request.root)
-            count, state = self._cache.find(keys)
-            position = count * self._cache.piece_tokens
-            kept = self._cache.choose(keys)
-            self._prompts.append(_Prompt(request, keys, kept, position, state or request.state))
-            self._metrics.prompt_begun(len(request.prompt_ids), position)
-            request.on_event(Begun(position))
+            try:
+                self._begin(request)
+            except Exception as error:
+                self._fail(request, error)
+
+    def _begin(self, request: Request) -> None:
+        keys = self._cache.keys(request.prompt_ids, request.root)
+        count, state = self._cache.find(keys)
+        position = count * self._cache.piece_tokens
+        kept = self._cache.choose(keys)
+        self._prompts.append(_Prompt(request, keys, kept, position, state or request.state))
+        self._metrics.prompt_begun(len(request.prompt_ids), position)
+        request.on_event(Begun(position))
 
     def _read_piece(self) -> None:
         """Reads one piece of the prompt whose turn it is."""
         if not self._prompts:
             return
         prompt = self._prompts.popleft()
-        request = prompt.request
-        end = min(prompt.position + self._cache.piece_tokens, len(request.prompt_ids))
-        piece = np.array([request.prompt_ids[prompt.position : end]], dtype=np.int64)
         try:
-            logits, state = self._session.prefill(piece, prompt.state)
+            logits, state = self._read_next(prompt)
+            if prompt.position < len(prompt.request.prompt_ids):
+                self._prompts.append(prompt)
+            else:
+                self._begin_answers(prompt.request, logits, state)
         except Exception as error:  # whatever the backend throws ends this request alone
-            self._fail(request, error)
-            return
-        prompt.position, prompt.state = end, state
-        if end < len(request.prompt_ids):
+            self._fail(prompt.request, error)
+
+    def _read_next(self, prompt: _Prompt) -> tuple[Floats, State]:
+        """Reads a prompt's next piece; returns logits (vocab,) and state after it."""
+        token_ids = prompt.request.prompt_ids
+        end = min(prompt.position + self._cache.piece_tokens, len(token_ids))
+        piece = np.array([token_ids[prompt.position : end]], dtype=np.int64)
+        logits, state = self._session.prefill(piece, prompt.state)
+        if end < len(token_ids):
             key = prompt.keys[end // self._cache.piece_tokens - 1]
             if key in prompt.kept:
                 self._cache.put(key, state)
-            self._prompts.append(prompt)
-            return
-        self._begin_answers(request, logits[0], state)
+        prompt.position, prompt.state = end, state
+        return logits[0], state
 
     def _begin_answers(self, request: Request, logits: Floats, state: State) -> None:
         if request.max_new_tokens == 0:
@@ -382,7 +300,7 @@ class Scheduler:
             request.on_event(Ended(0, "length", 0, kept))
             self._metrics.completed("length")
             return
-        request._running = len(request.samplings)
+        request.running = len(request.samplings)
         rows = []
         for choice, sampling in enumerate(request.samplings):
             row = _Row(request, choice, Sampler(sampling), request.assembler())
@@ -447,7 +365,7 @@ class Scheduler:
         if row.produced:
             self._metrics.next_token(now - row.last_token_at)
         else:
-            self._metrics.first_token(now - row.request._arrived)
+            self._metrics.first_token(now - row.request.arrived)
         row.last_token_at = now
 
     def _flush(self, row: _Row) -> None:
@@ -457,9 +375,9 @@ class Scheduler:
 
     def _end(self, row: _Row, reason: str, state: State | None) -> None:
         request = row.request
-        request._running -= 1
-        if not request._running:
-            took = self._clock() - request._arrived
+        request.running -= 1
+        if not request.running:
+            took = self._clock() - request.arrived
             self._mean_request_s += _MEAN_SHARE * (took - self._mean_request_s)
         self._metrics.completed(reason)
         request.on_event(Ended(row.choice, reason, row.produced, state))

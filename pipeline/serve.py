@@ -24,7 +24,7 @@ from pipeline.chat_template import read_chat_template
 from pipeline.completions import Answer, ClientGoneError, Completions, Part, to_api_error
 from pipeline.engine import LoadedEngine
 from pipeline.errors import PipelineError, UsageError
-from pipeline.http_guard import LOG_FIELDS, HttpGuard
+from pipeline.http_guard import CLIENT_LEFT, LOG_FIELDS, HttpGuard
 from pipeline.loaded_file import LoadedFile
 from pipeline.metrics import CONTENT_TYPE, Metrics
 from pipeline.openai_api import (
@@ -51,9 +51,6 @@ from pipeline.weights import WEIGHT_FILE
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-# The status that logs give to a client that left; nobody receives it.
-_CLIENT_CLOSED_REQUEST = 499
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request cannot be answered"},
@@ -376,7 +373,7 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
 
 
 async def _answer_nobody(_http: Request, _error: Exception) -> Response:
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    return Response(status_code=CLIENT_LEFT)
 
 
 # --- assembly ------------------------------------------------------------------------------
