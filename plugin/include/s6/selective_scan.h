@@ -26,9 +26,8 @@ extern "C" {
 typedef enum S6ScanVariant {
   S6_SCAN_AUTO = 0,
   S6_SCAN_GENERIC = 1,  //!< Any type, any n; compensated fp32 arithmetic for S6_FLOAT32.
-  S6_SCAN_TILE16 = 2,   //!< n = 16, fp16/bf16, 16 channels a warp.
-  S6_SCAN_TILE32 = 3,   //!< n = 16, fp16/bf16, 32 channels a warp.
-  S6_SCAN_PIPELINE = 4  //!< n = 16, fp16/bf16, scanning and elementwise warps apart.
+  S6_SCAN_TILE = 2,     //!< n = 16, fp16/bf16: every warp does every phase; many channels.
+  S6_SCAN_PIPELINE = 3  //!< n = 16, fp16/bf16: phases overlap; few channels on many SMs.
 } S6ScanVariant;
 
 typedef struct S6SelectiveScan {
