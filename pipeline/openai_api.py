@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.states import NAME_PATTERN, StateInfo
 
@@ -104,8 +104,19 @@ class ErrorBody(BaseModel):
 
 # --- requests ------------------------------------------------------------------------------
 
+
+def _whole_characters(text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no text and has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair at character {error.start}") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
 StateName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
@@ -170,9 +181,9 @@ class CompletionRequest(_Generation):
     """Body of POST /v1/completions."""
 
     prompt: (
-        str
+        Text
         | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=_MOST_PROMPTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=_MOST_PROMPTS)]
         | Annotated[
             list[Annotated[list[TokenId], Field(min_length=1)]],
             Field(min_length=1, max_length=_MOST_PROMPTS),
@@ -205,7 +216,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
@@ -214,8 +225,8 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
 
     @property
     def text(self) -> str:
@@ -254,7 +265,7 @@ class StateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: StateName
-    prompt: str | Annotated[list[TokenId], Field(min_length=1)]
+    prompt: Text | Annotated[list[TokenId], Field(min_length=1)]
     state: StateName | None = None
     overwrite: bool = False
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -72,11 +73,13 @@ class Server:
         application: The ASGI application; it knows how many requests are in progress.
         scheduler: Runs the model.
         model_name: Name of the model in requests.
+        states_folder: Where named states are kept.
     """
 
     application: HttpGuard
     scheduler: Scheduler
     model_name: str
+    states_folder: Path
 
 
 class _Service:
@@ -372,6 +375,11 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
     return answer
 
 
+async def _answer_fault(http: Request, error: Exception) -> Response:
+    """A fault of ours; the log has the traceback."""
+    return await _answer_error(http, to_api_error(error))
+
+
 async def _answer_nobody(_http: Request, _error: Exception) -> Response:
     return Response(status_code=CLIENT_LEFT)
 
@@ -405,5 +413,6 @@ def create_server(
     application.add_exception_handler(RequestValidationError, _answer_invalid)
     application.add_exception_handler(HTTPException, _answer_http_error)
     application.add_exception_handler(ClientGoneError, _answer_nobody)
+    application.add_exception_handler(Exception, _answer_fault)
     guard = HttpGuard(application, settings, metrics, lambda: not service.scheduler.is_accepting)
-    return Server(guard, service.scheduler, service.model.id)
+    return Server(guard, service.scheduler, service.model.id, service.store.folder)

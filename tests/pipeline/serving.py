@@ -142,6 +142,15 @@ def loopback_server(engine: Path, **settings: Any) -> Iterator[LoopbackServer]:
             thread.join(PATIENCE_S)
 
 
+def assert_refused(answer: httpx.Response, status: int, *parts: str) -> None:
+    """An error in OpenAI's shape that says what is wrong."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    for part in parts:
+        assert part in error["message"]
+
+
 # Runs the server with a gate in front of the model that stdin opens and closes. The log says
 # what passes, so a test knows where the server stands.
 _GATED_SERVER = """
