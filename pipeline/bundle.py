@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,26 @@ from pipeline.manifest import (
     TOKENIZER_FILES,
     BundleManifest,
     Precision,
+    Quantisation,
     describe_files,
     now,
     write_manifest,
 )
 from pipeline.onnx_export import export_graphs
+from pipeline.quantize import (
+    Packing,
+    QuantisationChoice,
+    choose_packings,
+    round_to_nearest,
+    scales_name,
+)
 from pipeline.random_checkpoint import PREFIX, RandomCheckpoint, open_random
 from pipeline.settings import Progress, no_progress
 from pipeline.storage import new_folder, require_room, sha256_of, storage_errors
 from pipeline.tokenizer import Tokenizer
 from pipeline.weights import WEIGHT_FILE, Plan, plan_places, write_weights
 
-_MATRIX_DTYPES: dict[str, np.dtype[Any]] = {
-    "fp32": np.dtype(np.float32),
-    "fp16": np.dtype(np.float16),
-}
+_FLOAT32, _FLOAT16, _INT32 = (np.dtype(kind) for kind in (np.float32, np.float16, np.int32))
 # Graphs, manifest and tokenizer of the largest published model stay well below this.
 _ROOM_BESIDE_WEIGHTS_BYTES = 32_000_000
 
@@ -52,6 +57,7 @@ def convert(
     precision: Precision = "fp32",
     tokenizer_path: Path | None = None,
     progress: Progress = no_progress,
+    choice: QuantisationChoice | None = None,
 ) -> BundleManifest:
     """Converts a checkpoint into a bundle.
 
@@ -59,10 +65,12 @@ def convert(
         source: Folder or weight file of a Mamba-1 checkpoint, or `random:` and the name of a
             published shape.
         output: Folder of the bundle; an older bundle there is replaced at the very end.
-        precision: Type of the matrices; everything else is float32.
+        precision: Type of the matrices; everything else is float32. Matrices whose rows
+            cannot be cut into groups stay in float16 where int8 or int4 is asked for.
         tokenizer_path: tokenizer.json, or the folder that holds it, when it does not lie
             beside the checkpoint.
         progress: Called after each tensor, with bytes.
+        choice: What else was chosen about int8 and int4.
 
     Returns:
         The manifest that was written.
@@ -75,18 +83,14 @@ def convert(
     checkpoint = open_random(str(source)) if is_random else open_checkpoint(Path(source))
     tokenizer_folder = _tokenizer_folder(checkpoint.folder, tokenizer_path)
     architecture = _mask_rows_without_token(checkpoint.architecture, tokenizer_folder)
-    plan: Plan = {
-        name: (
-            _MATRIX_DTYPES[precision] if weight.kind == "matrix" else np.dtype(np.float32),
-            weight.shape,
-        )
-        for name, weight in architecture.weights().items()
-    }
+    choice = choice or QuantisationChoice()
+    packed = choose_packings(architecture, precision, choice)
+    plan = _plan(architecture, precision, packed)
     places = plan_places(plan)
     total_bytes = sum(place.length for place in places.values())
     require_room(output, total_bytes + _ROOM_BESIDE_WEIGHTS_BYTES)
     with new_folder(output, marker=MANIFEST_FILE) as folder:
-        values = _converted(checkpoint, plan, total_bytes, progress)
+        values = _converted(checkpoint, plan, packed, total_bytes, progress)
         weights_sha256 = write_weights(folder / WEIGHT_FILE, plan, values)
         with storage_errors(output):
             export_graphs(folder, architecture, places)
@@ -102,6 +106,7 @@ def convert(
                 "format": checkpoint.format,
                 "sha256": {path.name: sha256_of(path) for path in checkpoint.files},
             },
+            quantisation=_quantisation(architecture, packed, choice) if packed else None,
             files=describe_files(folder, known={WEIGHT_FILE: weights_sha256}),
         )
         write_manifest(folder, manifest)
@@ -118,27 +123,71 @@ def copy_tokenizer(source: Path | None, target: Path) -> None:
                 shutil.copyfile(source / name, target / name)
 
 
+def _plan(
+    architecture: MambaArchitecture, precision: Precision, packed: Mapping[str, Packing]
+) -> Plan:
+    """Type and shape of each tensor of the weight file; scales follow their matrix."""
+    matrix_dtype = _FLOAT32 if precision == "fp32" else _FLOAT16
+    plan: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    for name, weight in architecture.weights().items():
+        if name in packed:
+            rows, columns = weight.shape
+            words, scales = packed[name].shapes(rows, columns)
+            plan[name], plan[scales_name(name)] = (_INT32, words), (_FLOAT16, scales)
+        else:
+            plan[name] = (matrix_dtype if weight.kind == "matrix" else _FLOAT32, weight.shape)
+    return plan
+
+
+def _quantisation(
+    architecture: MambaArchitecture, packed: Mapping[str, Packing], choice: QuantisationChoice
+) -> Quantisation:
+    is_tied = architecture.tied_head
+    return Quantisation(
+        method="rtn",
+        embedding_precision=choice.embedding_precision,
+        head_precision=choice.embedding_precision if is_tied else choice.head_precision,
+        group_sizes={
+            name: packing.group_size
+            for name, packing in packed.items()
+            if not name.startswith("layers.") or name.startswith("layers.0.")
+        },
+    )
+
+
 def _converted(
     checkpoint: Checkpoint | RandomCheckpoint,
     plan: Plan,
+    packed: Mapping[str, Packing],
     total_bytes: int,
     progress: Progress,
 ) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
     done = 0
     progress(done, total_bytes)
     for name, tensor in checkpoint.tensors():
-        dtype = plan[name][0]
-        value = tensor.numpy()
-        limit = np.finfo(dtype).max
-        largest = np.abs(value).max(initial=0)
-        if largest > limit:
-            raise CheckpointCorruptError(
-                f"tensor {name} holds {largest:.3g}, more than {dtype} can ({limit:.3g})",
-                fix="convert with --precision fp32",
-            )
-        yield name, value.astype(dtype, copy=False)
-        done += tensor.numel() * dtype.itemsize
+        if name in packed:
+            words, scales = round_to_nearest(name, tensor.numpy(), packed[name])
+            yield name, words
+            yield scales_name(name), scales
+            done += words.nbytes + scales.nbytes
+        else:
+            value = _narrowed(name, tensor.numpy(), plan[name][0])
+            yield name, value
+            done += value.nbytes
         progress(done, total_bytes)
+
+
+def _narrowed(
+    name: str, value: npt.NDArray[np.float32], dtype: np.dtype[Any]
+) -> npt.NDArray[np.generic]:
+    limit = np.finfo(dtype).max
+    largest = np.abs(value).max(initial=0)
+    if largest > limit:
+        raise CheckpointCorruptError(
+            f"tensor {name} holds {largest:.3g}, more than {dtype} can ({limit:.3g})",
+            fix="convert with --precision fp32",
+        )
+    return value.astype(dtype, copy=False)
 
 
 def _tokenizer_folder(beside: Path | None, given: Path | None) -> Path | None:

@@ -115,9 +115,13 @@ def _missing_dependencies_explained() -> Iterator[None]:
 
 def _run_convert(args: argparse.Namespace) -> None:
     from pipeline.bundle import convert
+    from pipeline.quantize import QuantisationChoice
 
+    choice = QuantisationChoice(args.embedding_precision, args.head_precision, args.group_size)
     with _progress("converting", unit="bytes") as progress:
-        manifest = convert(args.checkpoint, args.output, args.precision, args.tokenizer, progress)
+        manifest = convert(
+            args.checkpoint, args.output, args.precision, args.tokenizer, progress, choice
+        )
     weights = manifest.files["weights.safetensors"]
     _say(
         f"{args.output}: {manifest.architecture.parameters:,} parameters in {manifest.precision}, "
@@ -458,9 +462,29 @@ def _add_convert(verbs: Any) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE", help="new folder")
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16"),
+        choices=("fp32", "fp16", "int8", "int4"),
         default="fp32",
         help="type of the matrices; norms, convolutions, A and D stay fp32 (default: fp32)",
+    )
+    parser.add_argument(
+        "--embedding-precision",
+        choices=("fp16", "int8", "int4"),
+        default="int8",
+        help="of the embedding, and of the head where they are one, in an int8 or int4 bundle "
+        "(default: int8; 4 bits there harm small models)",
+    )
+    parser.add_argument(
+        "--head-precision",
+        choices=("fp16", "int8", "int4"),
+        default="int8",
+        help="of a head of its own, likewise (default: int8)",
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=(16, 32, 64, 128, 256),
+        metavar="N",
+        help="inputs that share a scale in int8 and int4, at most (default: 128 and 64)",
     )
     parser.add_argument(
         "--tokenizer",

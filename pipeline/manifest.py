@@ -26,7 +26,7 @@ PREFILL_GRAPH = "prefill.onnx"
 STEP_GRAPH = "step.onnx"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 Backend = Literal["onnxruntime"]
 
 SCHEMA_VERSION = 1
@@ -57,15 +57,54 @@ class _Manifest(BaseModel):
         return MambaArchitecture.from_dict(self.model)
 
 
+class Calibration(BaseModel):
+    """The text by which packed weights were chosen.
+
+    Attributes:
+        source: Name of the text file.
+        sha256: Its hash.
+        tokens: How many tokens of it were read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    sha256: str
+    tokens: int
+
+
+class Quantisation(BaseModel):
+    """How a bundle's matrices were brought to 8 or 4 bits.
+
+    Attributes:
+        method: "rtn", each weight rounded to the nearest, or "gptq", calibrated by a text.
+        embedding_precision: Of the embedding, and of the head where they are one.
+        head_precision: Of the head.
+        group_sizes: Inputs that share a scale, by matrix; of a block's matrices those of
+            `layers.0`, all blocks being alike. A matrix that is not here stayed in float16.
+        calibration: The text; None for "rtn".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["rtn", "gptq"]
+    embedding_precision: Precision
+    head_precision: Precision
+    group_sizes: dict[str, int]
+    calibration: Calibration | None = None
+
+
 class BundleManifest(_Manifest):
     """What a bundle was converted from.
 
     Attributes:
         source: Name, format and SHA-256 of the checkpoint's files.
+        quantisation: How the matrices were packed; None when they are not.
     """
 
     kind: Literal["bundle"] = "bundle"
     source: dict[str, Any]
+    quantisation: Quantisation | None = None
 
 
 class SelfTest(BaseModel):

@@ -4,7 +4,8 @@
 `prefill.onnx` reads a stretch of text of any length, operator by operator, so that a compiler
 can arrange the matrix products. `step.onnx` reads one token with one fused `MambaStep` a block.
 Both take the state as inputs and give it back as outputs, a pair of tensors a block, so that a
-runtime hands buffers to and fro instead of copying them.
+runtime hands buffers to and fro instead of copying them. Packed matrices and their scales go into
+`QuantLinear`, `QuantEmbedding` and the `MambaStep` itself.
 
     input    token_ids        (b, l) int64; (b,) in step.onnx
     input    logit_positions  (p,) int64, the positions to give logits for; prefill.onnx only
@@ -18,13 +19,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
 from pipeline import __version__
 from pipeline.architecture import MambaArchitecture
 from pipeline.manifest import PREFILL_GRAPH, STEP_GRAPH
-from pipeline.s6_functions import DOMAIN, DOMAIN_VERSION, OPSET, functions
+from pipeline.quantize import packings, scales_name
+from pipeline.s6_functions import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    ONNXRUNTIME_DOMAIN,
+    ONNXRUNTIME_DOMAIN_VERSION,
+    OPSET,
+    Products,
+    functions,
+    matmul_nbits_attributes,
+)
 from pipeline.weights import WEIGHT_FILE, TensorPlace
 
 Activation = Literal["as_stored", "float32"]
@@ -38,6 +51,7 @@ def export_graphs(
     architecture: MambaArchitecture,
     places: dict[str, TensorPlace],
     activation: Activation = "as_stored",
+    accuracy_level: int | None = None,
 ) -> None:
     """Writes both graphs into a folder that holds (or will hold) the weight file.
 
@@ -45,12 +59,15 @@ def export_graphs(
         folder: Where to write.
         architecture: Sizes of the model.
         places: Where each weight lies in the weight file.
-        activation: "as_stored" multiplies in the type the matrices are stored in; "float32"
-            widens them first, for runtimes that have no fast half-precision product.
+        activation: "as_stored" multiplies in the type the matrices are stored in, packed ones
+            in float16; "float32" widens them first, for runtimes that have no fast
+            half-precision product.
+        accuracy_level: None multiplies packed matrices by our own operators; a number by ONNX
+            Runtime's MatMulNBits at this level of its, with "float32" only.
     """
     for name, graph in (
-        (PREFILL_GRAPH, _PrefillGraph(architecture, places, activation)),
-        (STEP_GRAPH, _StepGraph(architecture, places, activation)),
+        (PREFILL_GRAPH, _PrefillGraph(architecture, places, activation, accuracy_level)),
+        (STEP_GRAPH, _StepGraph(architecture, places, activation, accuracy_level)),
     ):
         onnx.save(graph.build(), folder / name)
 
@@ -63,12 +80,16 @@ class _Graph:
         architecture: MambaArchitecture,
         places: dict[str, TensorPlace],
         activation: Activation,
+        accuracy_level: int | None,
     ) -> None:
         self.architecture = architecture
         self._places = places
-        # The precision is one for all matrices, so the head speaks for the others.
+        # Matrices are all float32, or none is, so the head speaks for the others.
         self._is_wide = (
             activation == "float32" or places[architecture.head_weight].dtype == "float32"
+        )
+        self._products = Products(
+            self._is_wide, packings(architecture, places), accuracy_level if self._is_wide else None
         )
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, onnx.TensorProto] = {}
@@ -81,7 +102,7 @@ class _Graph:
         """Adds a node.
 
         Args:
-            operator: A standard operator or one of ours.
+            operator: A standard operator, one of ours or MatMulNBits.
             inputs: Names of values.
             outputs: How many outputs to name here, or their names.
             attributes: Attributes of the node.
@@ -93,7 +114,7 @@ class _Graph:
             names = [f"{operator}_{len(self._nodes)}_{index}" for index in range(outputs)]
         else:
             names = outputs
-        domain = DOMAIN if operator in _S6_OPERATORS else ""
+        domain = _DOMAIN_OF.get(operator, "")
         self._nodes.append(helper.make_node(operator, inputs, names, domain=domain, **attributes))
         return names[0] if len(names) == 1 else names
 
@@ -106,13 +127,28 @@ class _Graph:
         return name
 
     def weight(self, name: str) -> str:
-        """An initialiser that points into the weight file, widened where asked for."""
+        """An initialiser that points into the weight file, widened where asked for.
+
+        A packed matrix and its scales come as they are stored.
+        """
         place = self._places[name]
+        self._initialiser(name, place, place.dtype, place.shape)
+        stored_type = helper.np_dtype_to_tensor_dtype(place.dtype)
+        is_matrix = name in self.architecture.weights() and name not in self._products.packings
+        if is_matrix and self._type_of(name) != stored_type:
+            widened: str = self.node("Cast", name, to=TensorProto.FLOAT)
+            return widened
+        return name
+
+    def _initialiser(
+        self, name: str, place: TensorPlace, dtype: npt.DTypeLike, shape: tuple[int, ...]
+    ) -> str:
+        """Adds an initialiser for the bytes at a place, once."""
         if name not in self._weights:
             tensor = TensorProto(
                 name=name,
-                data_type=helper.np_dtype_to_tensor_dtype(place.dtype),
-                dims=place.shape,
+                data_type=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)),
+                dims=shape,
                 data_location=TensorProto.EXTERNAL,
             )
             for key, value in (
@@ -122,15 +158,26 @@ class _Graph:
             ):
                 tensor.external_data.add(key=key, value=str(value))
             self._weights[name] = tensor
-        if self._type_of(name) != self._weights[name].data_type:
-            widened: str = self.node("Cast", name, to=TensorProto.FLOAT)
-            return widened
         return name
+
+    def packed(self, weight: str) -> tuple[str, str]:
+        """A packed matrix and its scales, as whatever multiplies them takes them."""
+        words, scales = weight, scales_name(weight)
+        if self._products.accuracy_level is None:
+            return self.weight(words), self.weight(scales)
+        packing, place = self._products.packings[weight], self._places[weight]
+        rows, groups = self._places[scales].shape
+        group_bytes = packing.group_size * packing.bits // 8
+        # The same bytes under another type and shape: nothing is copied or packed again.
+        blocks = self._initialiser(f"{weight}.blocks", place, np.uint8, (rows, groups, group_bytes))
+        return blocks, self.node("Cast", self.weight(scales), to=TensorProto.FLOAT)
 
     def _type_of(self, weight: str) -> int:
         """The type a weight is multiplied in."""
         if self._is_wide:
             return int(TensorProto.FLOAT)
+        if weight in self._products.packings:
+            return int(TensorProto.FLOAT16)
         return int(helper.np_dtype_to_tensor_dtype(self._places[weight].dtype))
 
     def input(self, name: str, kind: int, shape: list[str | int]) -> str:
@@ -162,10 +209,32 @@ class _Graph:
 
     def linear(self, value: str, weight: str) -> str:
         """(rows, in) times a weight (out, in), in the weight's type."""
-        matrix = self.weight(weight)
         typed = self.node("Cast", value, to=self._type_of(weight))
-        product: str = self.node("Gemm", typed, matrix, transB=1)
+        packing = self._products.packings.get(weight)
+        level = self._products.accuracy_level
+        product: str
+        if packing is None:
+            product = self.node("Gemm", typed, self.weight(weight), transB=1)
+        elif level is None:
+            product = self.node("QuantLinear", typed, *self.packed(weight), bits=packing.bits)
+        else:
+            rows, columns = self.architecture.weights()[weight].shape
+            attributes = matmul_nbits_attributes(packing, rows, columns, level)
+            product = self.node("MatMulNBits", typed, *self.packed(weight), **attributes)
         return product
+
+    def embedded(self, token_ids: str) -> str:
+        """(…) token ids -> (…, m) float32."""
+        name = "embedding.weight"
+        packing = self._products.packings.get(name)
+        value: str
+        if packing is None:
+            rows = self.node("Gather", self.weight(name), token_ids)
+            value = self.node("Cast", rows, to=TensorProto.FLOAT)
+        else:
+            words, scales = self.weight(name), self.weight(scales_name(name))
+            value = self.node("QuantEmbedding", token_ids, words, scales, bits=packing.bits)
+        return value
 
     def logits(self, hidden: str, name: str) -> str:
         """(rows, m) residual -> (rows, vocab) float32: final norm, head, padding rows cut."""
@@ -189,19 +258,27 @@ class _Graph:
             ir_version=_IR_VERSION,
             producer_name="mamba-orin",
             producer_version=__version__,
-            opset_imports=[
-                helper.make_opsetid("", OPSET),
-                helper.make_opsetid(DOMAIN, DOMAIN_VERSION),
-            ],
+            opset_imports=[helper.make_opsetid(*domain) for domain in self._domains()],
             functions=[
-                body
-                for body in functions(self.architecture, wide=self._is_wide)
-                if body.name in used
+                body for body in functions(self.architecture, self._products) if body.name in used
             ],
         )
 
+    def _domains(self) -> list[tuple[str, int]]:
+        domains = [("", OPSET), (DOMAIN, DOMAIN_VERSION)]
+        if self._products.packings and self._products.accuracy_level is not None:
+            domains.append((ONNXRUNTIME_DOMAIN, ONNXRUNTIME_DOMAIN_VERSION))
+        return domains
 
-_S6_OPERATORS = frozenset({"CausalConv1d", "SelectiveScan", "MambaStep"})
+
+_DOMAIN_OF = {
+    "CausalConv1d": DOMAIN,
+    "SelectiveScan": DOMAIN,
+    "MambaStep": DOMAIN,
+    "QuantLinear": DOMAIN,
+    "QuantEmbedding": DOMAIN,
+    "MatMulNBits": ONNXRUNTIME_DOMAIN,
+}
 
 
 class _PrefillGraph(_Graph):
@@ -213,9 +290,8 @@ class _PrefillGraph(_Graph):
         self._flat = self.constant([-1, a.d_inner])
         batch_and_length = self.node("Shape", token_ids)
         self._split_shape = self.node("Concat", batch_and_length, self.constant([-1]), axis=0)
-        embedded = self.node("Gather", self.weight("embedding.weight"), token_ids)
-        residual = self.node("Cast", embedded, to=TensorProto.FLOAT)
-        residual = self.node("Reshape", residual, self.constant([-1, a.d_model]))
+        embedded = self.embedded(token_ids)
+        residual = self.node("Reshape", embedded, self.constant([-1, a.d_model]))
         for layer in range(a.n_layer):
             residual = self._block(residual, layer)
         per_token = self.node("Reshape", residual, self._split_shape)
@@ -283,22 +359,35 @@ class _StepGraph(_Graph):
     def build(self) -> onnx.ModelProto:
         a = self.architecture
         token_ids = self.input("token_ids", TensorProto.INT64, ["b"])
-        embedded = self.node("Gather", self.weight("embedding.weight"), token_ids)
-        residual = self.node("Cast", embedded, to=TensorProto.FLOAT)
+        residual = self.embedded(token_ids)
         attributes = {"norm_eps": a.norm_eps}
         if a.mixer_norm_eps is not None:
             attributes["mixer_norm_eps"] = a.mixer_norm_eps
         for layer in range(a.n_layer):
             conv_state, new_conv_state = self.state("conv", layer)
             ssm_state, new_ssm_state = self.state("ssm", layer)
+            weights, scales = self._block_weights(layer)
             residual, *_ = self.node(
                 "MambaStep",
                 residual,
-                *(self.weight(f"layers.{layer}.{name}") for name in a.layer_weights()),
+                *weights,
                 conv_state,
                 ssm_state,
+                *scales,
                 outputs=[f"residual.{layer}", new_conv_state, new_ssm_state],
                 **attributes,
             )
         self.logits(residual, self.output("logits", ["b", a.vocab_size]))
         return self.model("step")
+
+    def _block_weights(self, layer: int) -> tuple[list[str], list[str]]:
+        """The weights of a block, and the scales of those that are packed, in file order."""
+        weights, scales = [], []
+        for name in (f"layers.{layer}.{part}" for part in self.architecture.layer_weights()):
+            if name in self._products.packings:
+                words_or_blocks, scale = self.packed(name)
+                weights.append(words_or_blocks)
+                scales.append(scale)
+            else:
+                weights.append(self.weight(name))
+        return weights, scales

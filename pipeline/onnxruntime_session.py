@@ -33,6 +33,8 @@ class OnnxRuntimeSession:
         max_length: Tokens of one prefill call; longer stretches are read in pieces, because
             the scan's temporaries should stay in the cache.
         threads: CPU threads.
+        pack_for_prefill: Whether the prefill shall pack the weights too: it must for matrices
+            of 8 or 4 bits, whose fast products read only packed weights.
 
     Raises:
         BackendError: ONNX Runtime refuses a graph.
@@ -48,13 +50,17 @@ class OnnxRuntimeSession:
         max_batch: int,
         max_length: int,
         threads: int,
+        *,
+        pack_for_prefill: bool = False,
     ) -> None:
         self._architecture = architecture
         self._max_batch = max_batch
         self._max_length = max_length
         # The step multiplies one row by each matrix and gains from weights packed for that;
-        # the prefill packs as it goes, and so reads the weight file where it lies.
-        self._prefill = _open(graphs / PREFILL_GRAPH, weights, threads, pack_weights=False)
+        # the prefill of wider ones packs as it goes, and so reads the weight file where it lies.
+        self._prefill = _open(
+            graphs / PREFILL_GRAPH, weights, threads, pack_weights=pack_for_prefill
+        )
         self._step = _open(graphs / STEP_GRAPH, weights, threads, pack_weights=True)
 
     @property
@@ -75,7 +81,8 @@ class OnnxRuntimeSession:
         state = state or State.zeros(self._architecture, batch)
         pieces = []
         for start in range(0, length, self._max_length):
-            piece = token_ids[:, start : start + self._max_length]
+            # The rows of a slice do not adjoin in memory, as a bound buffer's must.
+            piece = np.ascontiguousarray(token_ids[:, start : start + self._max_length])
             is_last = start + piece.shape[1] == length
             if all_logits:
                 positions = np.arange(piece.shape[1], dtype=np.int64)

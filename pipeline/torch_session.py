@@ -9,8 +9,9 @@ import torch
 
 from pipeline.architecture import MambaArchitecture
 from pipeline.model import Mamba, ModelState
+from pipeline.quantize import read_dequantised
 from pipeline.session import Floats, State, TokenIds
-from pipeline.weights import WEIGHT_FILE, read_weights
+from pipeline.weights import WEIGHT_FILE
 
 
 class TorchSession:
@@ -50,7 +51,7 @@ class TorchSession:
 def open_torch_session(
     folder: Path, architecture: MambaArchitecture, threads: int | None = None
 ) -> TorchSession:
-    """Loads a bundle's or an engine's weights into the reference model, widened to float32.
+    """Loads a bundle's weights into the reference model, widened or unpacked to float32.
 
     Args:
         folder: The bundle or engine; the caller has checked its manifest.
@@ -62,8 +63,8 @@ def open_torch_session(
     with torch.device("meta"):
         model = Mamba(architecture)
     values = {
-        name: torch.from_numpy(value.astype("float32"))
-        for name, value in read_weights(folder / WEIGHT_FILE)
+        name: torch.from_numpy(value)
+        for name, value in read_dequantised(folder / WEIGHT_FILE, architecture)
     }
     model.load_state_dict(values, assign=True)
     return TorchSession(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,13 @@ from pipeline.bundle import convert
 from pipeline.cli import main
 from pipeline.engine import build, load_engine
 from pipeline.manifest import read_bundle
+from pipeline.onnx_export import export_graphs
+from pipeline.onnxruntime_session import OnnxRuntimeSession
+from pipeline.quantize import QuantisationChoice
 from pipeline.scoring import score
 from pipeline.session import Floats, Session, State
 from pipeline.torch_session import open_torch_session
+from pipeline.weights import WEIGHT_FILE, read_places
 from tests.checkpoints import RandomCheckpoint, hugging_face
 
 # Largest difference of log-probabilities between two float32 implementations.
@@ -65,6 +70,71 @@ def test_half_precision_bundle_scores_close_to_full_precision(
     assert logprobs[1:] == pytest.approx(checkpoint.logprobs(TEXT).numpy(), abs=2e-2)
 
 
+@pytest.fixture(scope="module", params=["int8", "int4", "int4 everywhere"])
+def packed_bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RandomCheckpoint]:
+    """A packed bundle, and the checkpoint it is from; int4 with a head of its own."""
+    precision: Any = str(request.param).split()[0]
+    ends: Any = "int4" if "everywhere" in request.param else "int8"
+    folder = tmp_path_factory.mktemp("packed")
+    checkpoint = hugging_face(folder / "checkpoint", tied=precision == "int8", time_step_rank=32)
+    choice = QuantisationChoice(embedding_precision=ends, head_precision=ends)
+    convert(checkpoint.path, folder / "bundle", precision, choice=choice)
+    return folder / "bundle", checkpoint
+
+
+def packed_session(bundle: Path, folder: Path, **export: Any) -> OnnxRuntimeSession:
+    """The bundle on ONNX Runtime, with its graphs exported in another way than by `build`."""
+    architecture = read_bundle(bundle).architecture
+    export_graphs(folder, architecture, read_places(bundle / WEIGHT_FILE), **export)
+    return OnnxRuntimeSession(folder, bundle, architecture, 8, 16, 1, pack_for_prefill=True)
+
+
+# Operators of ours, ONNX Runtime's own with float32 activations (which are to be exact), graphs
+# as they lie in the bundle (float16 activations), and ONNX Runtime's own with 8-bit activations
+# (the weights of these checkpoints are far larger than a trained model's, and so is the noise).
+@pytest.mark.parametrize(
+    ("export", "tolerance"),
+    [
+        ({"activation": "float32"}, TOLERANCE),
+        ({"activation": "float32", "accuracy_level": 0}, TOLERANCE),
+        ({}, 3e-2),
+        ({"activation": "float32", "accuracy_level": 4}, 2e-1),
+    ],
+)
+def test_packed_bundle_scores_like_torch_with_the_same_packed_weights(
+    packed_bundle: tuple[Path, RandomCheckpoint],
+    tmp_path: Path,
+    export: dict[str, Any],
+    tolerance: float,
+) -> None:
+    bundle, _ = packed_bundle
+    by_torch = open_torch_session(bundle, read_bundle(bundle).architecture)
+    session = packed_session(bundle, tmp_path, **export)
+    expected = score(by_torch, TEXT).logprobs[1:]
+    assert score(session, TEXT).logprobs[1:] == pytest.approx(expected, abs=tolerance)
+
+    ids = np.array([TEXT[:12], TEXT[12:24]])
+    whole, _ = by_torch.prefill(ids, all_logits=True)
+    _, state = session.prefill(ids[:, :4])
+    for position in range(4, 12):
+        logits, state = session.step(ids[:, position], state)
+        np.testing.assert_allclose(logits, whole[:, position], atol=10 * tolerance)
+
+
+def test_packed_bundle_scores_close_to_the_checkpoint(
+    packed_bundle: tuple[Path, RandomCheckpoint], tmp_path: Path
+) -> None:
+    """Built as a user builds it. Random weights feel rounding far more than trained ones."""
+    bundle, checkpoint = packed_bundle
+    precision = read_bundle(bundle).precision
+    build(bundle, tmp_path / "engine")
+    logprobs = score(load_engine(tmp_path / "engine", threads=1).session, TEXT).logprobs
+    difference = np.abs(np.array(logprobs[1:]) - checkpoint.logprobs(TEXT).numpy())
+    assert difference.mean() < {"int8": 0.15, "int4": 1.2}[precision]
+
+
 @pytest.mark.parametrize("split", range(1, 12))
 def test_prefill_in_parts_and_single_steps_equal_one_prefill(session: Session, split: int) -> None:
     ids = np.array([TEXT[:12]])
@@ -83,7 +153,7 @@ def test_prefill_in_parts_and_single_steps_equal_one_prefill(session: Session, s
 
 
 def test_a_batch_equals_its_texts_alone(session: Session) -> None:
-    ids = np.array(TEXT[:36]).reshape(4, 9)
+    ids = np.array(TEXT[:40]).reshape(4, 10)[:, :9]  # rows that do not adjoin in memory
     together, state = session.prefill(ids, all_logits=True)
     stepped, _ = session.step(ids[:, 0], state.copy())
     for row in range(4):
