@@ -31,7 +31,7 @@ $(VENV)/installed: pyproject.toml
 	  { echo "Python 3.10 or newer is needed; found $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[convert,report,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[convert,report,serve,dev]'
 	@touch $@
 
 .PHONY: demo

@@ -32,6 +32,9 @@ _EXTRAS = {
     "jinja2": "report",
     "markupsafe": "report",
     "matplotlib": "report",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
 }
 
 _INTERRUPTED = 130
@@ -289,6 +292,30 @@ def _run_predict(args: argparse.Namespace) -> None:
         print(render(prediction), end="")
 
 
+def _run_serve(args: argparse.Namespace) -> None:
+    from pipeline.http_server import run_server
+    from pipeline.server_settings import ServerSettings, read_api_keys
+
+    settings = ServerSettings(
+        host=args.host,
+        port=args.port,
+        keys=read_api_keys(args.api_key_file),
+        model_name=args.model_name,
+        states_folder=args.states,
+        max_states=args.max_states,
+        prefix_cache_bytes=int(args.prefix_cache_mb * 1e6),
+        max_queue=args.max_queue,
+        max_queue_s=args.max_queue_seconds,
+        max_request_s=args.max_request_seconds,
+        max_prompt_tokens=args.max_prompt_tokens,
+        max_new_tokens=args.max_new_tokens,
+        max_body_bytes=int(args.max_body_mb * 1e6),
+        grace_s=args.grace_seconds,
+        logs_prompts=args.log_prompts,
+    )
+    run_server(args.engine, args.threads, settings)
+
+
 # --- what several verbs share --------------------------------------------------------------
 
 
@@ -423,6 +450,7 @@ def command_line() -> argparse.ArgumentParser:
         _add_score,
         _add_bench,
         _add_report,
+        _add_serve,
         _add_board,
         _add_predict,
     ):
@@ -650,6 +678,112 @@ def _add_report(verbs: Any) -> None:
         metavar="FILE",
         help="the page (default: report.html)",
     )
+
+
+def _add_serve(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "serve",
+        _run_serve,
+        "answer over HTTP as OpenAI's API does, streaming, many at once, with named states",
+        "mamba-orin serve demo-engine --port 8000",
+    )
+    _add_engine(parser)
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; one that the network reaches needs an API key "
+        "(default: 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="TCP port; 0 takes a free one (default: 8000)",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="keys that clients may present, one a line; or set MAMBA_ORIN_API_KEY to a single one",
+    )
+    parser.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="name of the model in requests (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--states",
+        type=Path,
+        metavar="FOLDER",
+        help="where named states are kept (default: ENGINE-states)",
+    )
+    parser.add_argument(
+        "--max-states",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="the most named states (default: 1000)",
+    )
+    parser.add_argument(
+        "--prefix-cache-mb",
+        type=float,
+        default=256.0,
+        metavar="MB",
+        help="memory for states of prompt beginnings, 0 for none (default: 256)",
+    )
+    parser.add_argument(
+        "--max-queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="requests that wait at most; more get 429 (default: 64)",
+    )
+    parser.add_argument(
+        "--max-queue-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long a request waits for a slot at most (default: 60)",
+    )
+    parser.add_argument(
+        "--max-request-seconds",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="how long a request takes at most, waiting included (default: 600)",
+    )
+    parser.add_argument(
+        "--max-prompt-tokens",
+        type=int,
+        default=32768,
+        metavar="N",
+        help="the longest prompt (default: 32768)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="the longest answer (default: 2048)",
+    )
+    parser.add_argument(
+        "--max-body-mb",
+        type=float,
+        default=4.0,
+        metavar="MB",
+        help="the largest request body (default: 4)",
+    )
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="how long answers may go on after SIGTERM (default: 30)",
+    )
+    parser.add_argument("--log-prompts", action="store_true", help="write prompts into the log")
 
 
 def _add_board(verbs: Any) -> None:

@@ -24,7 +24,12 @@ from pipeline.storage import sha256_of, write_atomically
 MANIFEST_FILE = "manifest.json"
 PREFILL_GRAPH = "prefill.onnx"
 STEP_GRAPH = "step.onnx"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Backend = Literal["onnxruntime"]

@@ -22,8 +22,21 @@ from pipeline.cli import main
 from pipeline.manifest import MANIFEST_FILE
 from tests.checkpoints import RandomCheckpoint, state_spaces
 
-HEAVY = {"numpy", "torch", "onnx", "onnxruntime", "pydantic", "rich", "tokenizers", "transformers"}
-VERBS = ("convert", "build", "generate", "score", "bench", "report", "board", "predict")
+HEAVY = {
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "pydantic",
+    "rich",
+    "tokenizers",
+    "transformers",
+    "fastapi",
+    "uvicorn",
+}
+VERBS = (
+    *("convert", "build", "generate", "score", "bench", "report", "serve", "board", "predict"),
+)
 
 Run = Callable[..., tuple[int, str, str]]
 
