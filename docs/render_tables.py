@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +64,37 @@ def _validity(record: BenchRecord) -> str:
     return f"checks failed: {', '.join(failed)}" if failed else "all validity checks passed"
 
 
-TABLES: dict[str, Callable[[], str]] = {"embedded": embedded}
+def scan() -> str:
+    """The selective scan on the development GPU, whole and as the board's stand-in."""
+    document = json.loads((MEASUREMENTS / "scan.json").read_text())
+    rows = [
+        row
+        for row in document["rows"]
+        if (row["op"], row["dtype"], row["l"]) == ("selective_scan", "float16", 2048)
+    ]
+    lines = [
+        f"Measured on {document['date']} on {document['machine']}: fp16, 2048 tokens, 16 states, "
+        "microseconds a launch. Eight of its SMs (a CUDA green context) have the Orin Nano's count "
+        "of execution units at 1.94 times its clock: they show the compute side and are no "
+        "Orin figure. "SFU floor" is the time of the exponentials alone.",
+        "Raw rows: [`docs/measurements/scan.json`](docs/measurements/scan.json), made by "
+        f"`{document['command']}`.",
+        "",
+        "| channels | whole GPU, ours | mamba-ssm | SFU floor | 8 SMs, ours | mamba-ssm | SFU floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for channels in sorted({row["d"] for row in rows}):
+        cells = [f"| {channels}"]
+        for sms in (132, 8):
+            (row,) = (row for row in rows if (row["d"], row["sms"]) == (channels, sms))
+            ratio = f" ({row['peer_us'] / row['time_us']:.1f} x)" if row["peer_us"] else ""
+            peer = f"{row['peer_us']:,.0f}{ratio}" if row["peer_us"] else "not measured"
+            cells.append(f"**{row['time_us']:,.0f}** | {peer} | {row['exp_bound_us']:,.0f}")
+        lines.append(" | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"embedded": embedded, "scan": scan}
 """What makes the table between `<!-- table: NAME -->` and `<!-- end -->`."""
 
 
