@@ -76,11 +76,12 @@ def scan() -> str:
         f"Measured on {document['date']} on {document['machine']}: fp16, 2048 tokens, 16 states, "
         "microseconds a launch. Eight of its SMs (a CUDA green context) have the Orin Nano's count "
         "of execution units at 1.94 times its clock: they show the compute side and are no "
-        "Orin figure. "SFU floor" is the time of the exponentials alone.",
+        "Orin figure. The SFU floor is the time of the exponentials alone.",
         "Raw rows: [`docs/measurements/scan.json`](docs/measurements/scan.json), made by "
         f"`{document['command']}`.",
         "",
-        "| channels | whole GPU, ours | mamba-ssm | SFU floor | 8 SMs, ours | mamba-ssm | SFU floor |",
+        "| channels | whole GPU: ours | mamba-ssm | SFU floor "
+        "| 8 SMs: ours | mamba-ssm | SFU floor |",
         "|---|---|---|---|---|---|---|",
     ]
     for channels in sorted({row["d"] for row in rows}):
