@@ -60,7 +60,12 @@ engine: $(VENV)/installed ## Build an engine: make engine MODEL=path/to/checkpoi
 
 .PHONY: test
 test: $(VENV)/installed ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not boards'
+
+.PHONY: test-boards
+test-boards: $(VENV)/installed ## Provision simulated boards in containers (root, Debian, minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[provision]'
+	$(BIN)/pytest -m boards tests/boards
 
 .PHONY: lint
 lint: $(VENV)/installed ## Check style, types and the direction of imports

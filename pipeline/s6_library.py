@@ -213,17 +213,18 @@ def selective_scan(
         setattr(problem, field, _pointer(tensor))
         setattr(problem, f"{field}_row", row)
         setattr(problem, f"{field}_batch", batch)
-    for field, tensor, shape, wanted in (
+    dense: tuple[tuple[str, Any, tuple[int, ...], str], ...] = (
         ("A", A, (n, d), "float32"),
         ("D", D, (d,), "float32"),
         ("delta_bias", delta_bias, (d,), "float32"),
         ("state_in", state_in, (b, n, d), "float32"),
         ("state_out", state_out, (b, n, d), "float32"),
         ("lengths", lengths, (b,), "int32"),
-    ):
+    )
+    for field, tensor, extent, wanted in dense:
         if tensor is None:
             continue
-        _require(tensor, field, shape, wanted)
+        _require(tensor, field, extent, wanted)
         _require_dense(tensor, field)
         setattr(problem, field, _pointer(tensor))
     _call("s6_selective_scan_step" if step else "s6_selective_scan", problem, stream)

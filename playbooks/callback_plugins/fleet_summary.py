@@ -103,9 +103,7 @@ class CallbackModule(CallbackBase):
         for name in names:
             board = self.boards[name]
             cells = [self._cell(board, role) for role in columns]
-            rows.append(
-                [name, board["module"] or "?", board["l4t"] or "?", *cells, _state(board)]
-            )
+            rows.append([name, board["module"] or "?", board["l4t"] or "?", *cells, _state(board)])
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         self._display.banner("BOARDS")
         for row in rows:

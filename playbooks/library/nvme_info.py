@@ -56,9 +56,7 @@ def describe(module, disk, label, adopt):
     if any(point == "/" for entry in every for point in points(entry)):
         return {**answer, "status": "root"}
     answer["content"] = [
-        " ".join(
-            str(entry[key]) for key in ("name", "fstype", "label", "uuid") if entry.get(key)
-        )
+        " ".join(str(entry[key]) for key in ("name", "fstype", "label", "uuid") if entry.get(key))
         for entry in every
         if entry.get("fstype") or entry is not disk
     ]

@@ -61,14 +61,12 @@ def run(*arguments):
             input="no\n",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            universal_newlines=True,
+            text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
     except FileNotFoundError as error:
-        raise NvpmodelError(
-            "nvpmodel is not installed (package nvidia-l4t-nvpmodel)"
-        ) from error
+        raise NvpmodelError("nvpmodel is not installed (package nvidia-l4t-nvpmodel)") from error
     except subprocess.TimeoutExpired as error:
         raise NvpmodelError(
             f"nvpmodel {' '.join(arguments)} gave no answer in {TIMEOUT_S} s"

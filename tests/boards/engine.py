@@ -44,9 +44,7 @@ def work_directory() -> Path:
 
 def run(*command: str, timeout: float = 600, stdin: bytes | None = None) -> str:
     """Runs a command that must succeed."""
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, timeout=timeout, check=False
-    )
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, check=False)
     if done.returncode != 0:
         message = done.stderr.decode(errors="replace")[-2000:]
         raise RuntimeError(f"{' '.join(command)[:200]}: exit {done.returncode}: {message}")
@@ -353,7 +351,13 @@ def _write_suite(
             f"Package: {package}\nVersion: {version}\nArchitecture: all\n{depends}"
             "Maintainer: nobody <nobody@example.com>\nDescription: Simulated package\n"
         )
-        run("dpkg-deb", "--build", "-Znone", str(tree), f"{pool}/{package}_{version.replace(':', '.')}.deb")
+        run(
+            "dpkg-deb",
+            "--build",
+            "-Znone",
+            str(tree),
+            f"{pool}/{package}_{version.replace(':', '.')}.deb",
+        )
         shutil.rmtree(tree)
     index = home / f"dists/{suite}/{component}/binary-amd64"
     index.mkdir(parents=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Writes what follows from a role's argument_specs: its defaults and the table in its README.
 
-    python -m tests.boards.role_documents          # says what is out of date
-    python -m tests.boards.role_documents --write  # brings it up to date
+python -m tests.boards.role_documents          # says what is out of date
+python -m tests.boards.role_documents --write  # brings it up to date
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def outdated(role: str) -> dict[Path, str]:
         ROLES / role / "README.md": readme(role),
     }
     return {
-        path: text
-        for path, text in wanted.items()
-        if not path.exists() or path.read_text() != text
+        path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text
     }
 
 
