@@ -182,6 +182,7 @@ def _write_context(build: Path, work: Path) -> None:
         place = overlay / path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
+        place.chmod(0o755 if text.startswith("#!") else 0o644)
     (overlay / "etc/sudoers.d/nvidia").chmod(0o440)
     key = key_file(work).with_suffix(".pub").read_text()
     keys = overlay / "home/nvidia/.ssh/authorized_keys"
@@ -202,7 +203,7 @@ RUN chown -R nvidia:nvidia /home/nvidia && chmod 700 /home/nvidia/.ssh \\
  && rm -rf /etc/apt/sources.list /var/lib/apt/lists/* \\
  && systemctl enable ssh.service nvpmodel.service nvfancontrol.service nvzramconfig.service \\
  && systemctl mask systemd-udevd.service systemd-logind.service getty.target \\
-    systemd-networkd.service \\
+    systemd-networkd.service systemd-firstboot.service \\
  && apt-get -qq update
 CMD ["/lib/systemd/systemd"]
 """
@@ -366,9 +367,15 @@ def _write_suite(
         cwd=home, capture_output=True, check=True,
     ).stdout  # fmt: skip
     (index / "Packages").write_bytes(listing)
-    (home / f"dists/{suite}/Release").write_text(
-        f"Suite: {suite}\nCodename: {suite}\nComponents: {component}\nArchitectures: amd64\n"
-    )
+    options = {"Suite": suite, "Codename": suite, "Components": component,
+               "Architectures": "amd64"}  # fmt: skip
+    release = subprocess.run(
+        ["apt-ftparchive",
+         *(f"--option=APT::FTPArchive::Release::{key}={value}" for key, value in options.items()),
+         "release", f"dists/{suite}"],
+        cwd=home, capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    (home / f"dists/{suite}/Release").write_bytes(release)
 
 
 def _write_python_packages(place: Path) -> None:
