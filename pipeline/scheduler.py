@@ -7,8 +7,9 @@ So a new request joins while others run, a long prompt delays a running answer b
 a time, and prompts take turns. Who gave up frees his slot before the next piece or step.
 
 A slot is one row of the batch. The rows of a batch do not see each other, each answer has its
-own random numbers, and prompts are read alone, in pieces that begin at fixed places: an answer
-does not depend on its company.
+own random numbers, batches are filled up to sizes that do not matter (see `batch_rows`), and
+prompts are read alone, in pieces that begin at fixed places: an answer does not depend on its
+company.
 """
 
 from __future__ import annotations
@@ -81,12 +82,14 @@ class Limits:
 
     Attributes:
         slots: Answers that run at once.
+        row_multiple: Batches are filled up to multiples of this; `slots` is one.
         queue: Requests that wait at most.
         queue_s: How long one waits at most, seconds.
         request_s: How long one takes at most, waiting included, seconds.
     """
 
     slots: int
+    row_multiple: int = 1
     queue: int = 64
     queue_s: float = 60.0
     request_s: float = 600.0
@@ -312,7 +315,8 @@ class Scheduler:
         """One token for every running answer."""
         if self._state is None:
             return
-        token_ids = np.array([row.token_id for row in self._rows], dtype=np.int64)
+        token_ids = np.zeros(self._state.batch, dtype=np.int64)
+        token_ids[: len(self._rows)] = [row.token_id for row in self._rows]
         try:
             logits, state = self._session.step(token_ids, self._state)
         except Exception as error:  # the states are lost, and with them every answer
@@ -396,6 +400,11 @@ class Scheduler:
             conv += [state.conv] * len(joining)
             ssm += [state.ssm] * len(joining)
         self._rows = [*(self._rows[index] for index in staying), *joining]
+        filling = State.zeros(
+            self._session.architecture, -len(self._rows) % self.limits.row_multiple
+        )
+        conv.append(filling.conv)
+        ssm.append(filling.ssm)
         self._state = (
             State(np.concatenate(conv, axis=1), np.concatenate(ssm, axis=1)) if self._rows else None
         )

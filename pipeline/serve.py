@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline import __version__
 from pipeline.answers import ChatRendering, CompletionRendering, Reason, Rendering
+from pipeline.batch_rows import find_row_multiple
 from pipeline.chat_template import read_chat_template
 from pipeline.completions import Answer, ClientGoneError, Completions, Part, to_api_error
 from pipeline.engine import LoadedEngine
@@ -109,8 +110,13 @@ class _Service:
         )
         # One prefill call of the engine is a piece: the longest stretch it reads at once.
         cache = PrefixCache(manifest.max_length, settings.prefix_cache_bytes)
+        multiple = find_row_multiple(engine.session, manifest.max_batch)
         limits = Limits(
-            manifest.max_batch, settings.max_queue, settings.max_queue_s, settings.max_request_s
+            slots=manifest.max_batch // multiple * multiple,
+            row_multiple=multiple,
+            queue=settings.max_queue,
+            queue_s=settings.max_queue_s,
+            request_s=settings.max_request_s,
         )
         self.scheduler = Scheduler(engine.session, cache, limits, metrics)
         self.completions = Completions(

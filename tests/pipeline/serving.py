@@ -125,6 +125,7 @@ def loopback_server(engine: Path, **settings: Any) -> Iterator[LoopbackServer]:
     gate = GatedSession(loaded.session)
     chosen = ServerSettings(port=0, **settings)
     server = create_server(replace(loaded, session=gate), chosen)
+    gate.calls.clear()
     server.scheduler.start()
     with listen(chosen) as socket:
         config = uvicorn.Config(server.application, log_config=None, access_log=False)
@@ -167,8 +168,14 @@ gates = []
 
 def load_gated(folder, threads):
     loaded = load_engine(folder, threads)
-    gates.append(GatedSession(loaded.session, is_open=not values.get("gated")))
+    gates.append(GatedSession(loaded.session))
     return replace(loaded, session=gates[0])
+
+def create_gated(loaded, settings):
+    server = create_server(loaded, settings)
+    if values.get("gated"):
+        gates[0].close()
+    return server
 
 def obey():
     for line in sys.stdin:
@@ -178,7 +185,8 @@ def obey():
             print(*gates[0].next_call(), flush=True)
             gates[0].let_pass()
 
-http_server.load_engine = load_gated
+create_server = http_server.create_server
+http_server.load_engine, http_server.create_server = load_gated, create_gated
 threading.Thread(target=obey, daemon=True).start()
 if values.get("states"):
     values["states_folder"] = Path(values["states"])

@@ -11,7 +11,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from pipeline.engine import load_engine
+from pipeline.batch_rows import find_row_multiple
+from pipeline.bundle import convert
+from pipeline.engine import build, load_engine
 from pipeline.errors import BackendError, EmptyPromptError, TokenRangeError, UsageError
 from pipeline.generation import Sampling, generate
 from pipeline.generation_request import (
@@ -26,12 +28,14 @@ from pipeline.generation_request import (
     StoppedError,
     WaitedTooLongError,
 )
+from pipeline.manifest import Precision
 from pipeline.metrics import Metrics
 from pipeline.prefix_cache import PrefixCache
 from pipeline.scheduler import Limits, Scheduler
 from pipeline.session import Session, State
 from pipeline.text_assembly import TextAssembler, TokenRecord
 from pipeline.tokenizer import TextStream
+from tests.checkpoints import RandomCheckpoint
 from tests.pipeline.serving import PATIENCE_S, GatedSession
 
 PIECE_TOKENS = 16
@@ -152,7 +156,16 @@ def test_an_answer_is_that_of_generate(running: Running, session: Session) -> No
         assert asked.ended[0].reason == "length"
 
 
-def test_answers_in_a_batch_equal_each_alone_to_the_last_bit(session: Session) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_answers_in_a_batch_equal_each_alone_to_the_last_bit(
+    bundle: Path, checkpoint: RandomCheckpoint, tmp_path: Path, precision: Precision
+) -> None:
+    if precision != "fp32":
+        bundle = tmp_path / "bundle"
+        convert(checkpoint.path, bundle, precision)
+    build(bundle, tmp_path / "engine")
+    session = load_engine(tmp_path / "engine", threads=1).session
+    multiple = find_row_multiple(session, 8)
     questions = [
         (
             prompt(seed, 3 + 11 * seed % 50),
@@ -166,10 +179,10 @@ def test_answers_in_a_batch_equal_each_alone_to_the_last_bit(session: Session) -
     ]
     alone = []
     for ids, options in questions:
-        single = Running(session, budget_bytes=0)
+        single = Running(session, budget_bytes=0, row_multiple=multiple)
         alone.append(single.ask(ids, **options).result().records)
         single.scheduler.stop()
-    for together in _running(session, budget_bytes=0, is_open=False):
+    for together in _running(session, budget_bytes=0, row_multiple=multiple, is_open=False):
         asked = [together.ask(ids, **options) for ids, options in questions]
         together.gate.open()
         assert [each.result().records for each in asked] == alone
