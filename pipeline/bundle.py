@@ -3,22 +3,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
+from pipeline import __version__
 from pipeline.architecture import MambaArchitecture
+from pipeline.calibration import Calibrator
 from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.errors import (
     CheckpointContradictionError,
-    CheckpointCorruptError,
     CheckpointNotFoundError,
+    UsageError,
 )
 from pipeline.manifest import (
     MANIFEST_FILE,
@@ -26,6 +27,7 @@ from pipeline.manifest import (
     STEP_GRAPH,
     TOKENIZER_FILES,
     BundleManifest,
+    Calibration,
     Precision,
     Quantisation,
     describe_files,
@@ -33,20 +35,15 @@ from pipeline.manifest import (
     write_manifest,
 )
 from pipeline.onnx_export import export_graphs
-from pipeline.quantize import (
-    Packing,
-    QuantisationChoice,
-    choose_packings,
-    round_to_nearest,
-    scales_name,
-)
+from pipeline.quantize import Packing, QuantisationChoice, choose_packings
 from pipeline.random_checkpoint import PREFIX, RandomCheckpoint, open_random
+from pipeline.resumption import KeptParts
 from pipeline.settings import Progress, no_progress
 from pipeline.storage import new_folder, require_room, sha256_of, storage_errors
+from pipeline.stored_tensors import NamedTensors, packed_tensors, plan_tensors, unpacked_tensors
 from pipeline.tokenizer import Tokenizer
 from pipeline.weights import WEIGHT_FILE, Plan, plan_places, write_weights
 
-_FLOAT32, _FLOAT16, _INT32 = (np.dtype(kind) for kind in (np.float32, np.float16, np.int32))
 # Graphs, manifest and tokenizer of the largest published model stay well below this.
 _ROOM_BESIDE_WEIGHTS_BYTES = 32_000_000
 
@@ -85,12 +82,22 @@ def convert(
     architecture = _mask_rows_without_token(checkpoint.architecture, tokenizer_folder)
     choice = choice or QuantisationChoice()
     packed = choose_packings(architecture, precision, choice)
-    plan = _plan(architecture, precision, packed)
+    calibrator, calibration = _calibration(architecture, choice, tokenizer_folder)
+    plan = plan_tensors(architecture, precision, packed)
     places = plan_places(plan)
     total_bytes = sum(place.length for place in places.values())
-    require_room(output, total_bytes + _ROOM_BESIDE_WEIGHTS_BYTES)
+    # Finished parts of a packed bundle are kept until it is whole.
+    require_room(output, total_bytes * (2 if packed else 1) + _ROOM_BESIDE_WEIGHTS_BYTES)
     with new_folder(output, marker=MANIFEST_FILE) as folder:
-        values = _converted(checkpoint, plan, packed, total_bytes, progress)
+        if packed:
+            kept = KeptParts(output, _conversion_key(checkpoint, plan, calibration))
+            values = packed_tensors(
+                checkpoint.tensors(), plan, architecture, packed, kept, calibrator
+            )
+        else:
+            kept = None
+            values = unpacked_tensors(checkpoint.tensors(), plan)
+        values = _counted(values, total_bytes, progress)
         weights_sha256 = write_weights(folder / WEIGHT_FILE, plan, values)
         with storage_errors(output):
             export_graphs(folder, architecture, places)
@@ -106,10 +113,14 @@ def convert(
                 "format": checkpoint.format,
                 "sha256": {path.name: sha256_of(path) for path in checkpoint.files},
             },
-            quantisation=_quantisation(architecture, packed, choice) if packed else None,
+            quantisation=(
+                _quantisation(architecture, packed, choice, calibration) if packed else None
+            ),
             files=describe_files(folder, known={WEIGHT_FILE: weights_sha256}),
         )
         write_manifest(folder, manifest)
+    if kept is not None:
+        kept.remove()
     return manifest
 
 
@@ -123,28 +134,70 @@ def copy_tokenizer(source: Path | None, target: Path) -> None:
                 shutil.copyfile(source / name, target / name)
 
 
-def _plan(
-    architecture: MambaArchitecture, precision: Precision, packed: Mapping[str, Packing]
-) -> Plan:
-    """Type and shape of each tensor of the weight file; scales follow their matrix."""
-    matrix_dtype = _FLOAT32 if precision == "fp32" else _FLOAT16
-    plan: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
-    for name, weight in architecture.weights().items():
-        if name in packed:
-            rows, columns = weight.shape
-            words, scales = packed[name].shapes(rows, columns)
-            plan[name], plan[scales_name(name)] = (_INT32, words), (_FLOAT16, scales)
-        else:
-            plan[name] = (matrix_dtype if weight.kind == "matrix" else _FLOAT32, weight.shape)
-    return plan
+def _counted(values: NamedTensors, total_bytes: int, progress: Progress) -> NamedTensors:
+    done = 0
+    progress(done, total_bytes)
+    for name, value in values:
+        yield name, value
+        done += value.nbytes
+        progress(done, total_bytes)
+
+
+def _calibration(
+    architecture: MambaArchitecture, choice: QuantisationChoice, tokenizer_folder: Path | None
+) -> tuple[Calibrator, Calibration] | tuple[None, None]:
+    """What chooses packed weights, and what the manifest says about it."""
+    path = choice.calibration_text
+    if path is None:
+        return None, None
+    if tokenizer_folder is None:
+        raise UsageError(
+            f"{path} cannot be read: the checkpoint has no tokenizer",
+            fix="give --tokenizer FILE, or leave --calibration-text out",
+        )
+    try:
+        content = path.read_bytes()
+        token_ids = Tokenizer(tokenizer_folder).encode(content.decode())
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", fix="give a text file that exists"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}",
+            fix="convert the file to UTF-8 first",
+        ) from error
+    calibrator = Calibrator(architecture, token_ids, choice.calibration_tokens)
+    return calibrator, Calibration(
+        source=path.name, sha256=hashlib.sha256(content).hexdigest(), tokens=calibrator.tokens
+    )
+
+
+def _conversion_key(
+    checkpoint: Checkpoint | RandomCheckpoint,
+    plan: Plan,
+    calibration: Calibration | None,
+) -> dict[str, Any]:
+    """All that the stored tensors depend on; files by size and time, as a build tool does."""
+    files = {str(path.absolute()): path.stat() for path in checkpoint.files}
+    return {
+        "generator": __version__,
+        "checkpoint": checkpoint.name,
+        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
+        "tensors": {name: [dtype.name, list(shape)] for name, (dtype, shape) in plan.items()},
+        "calibration": calibration.model_dump() if calibration else None,
+    }
 
 
 def _quantisation(
-    architecture: MambaArchitecture, packed: Mapping[str, Packing], choice: QuantisationChoice
+    architecture: MambaArchitecture,
+    packed: Mapping[str, Packing],
+    choice: QuantisationChoice,
+    calibration: Calibration | None,
 ) -> Quantisation:
     is_tied = architecture.tied_head
     return Quantisation(
-        method="rtn",
+        method="rtn" if calibration is None else "gptq",
         embedding_precision=choice.embedding_precision,
         head_precision=choice.embedding_precision if is_tied else choice.head_precision,
         group_sizes={
@@ -152,42 +205,8 @@ def _quantisation(
             for name, packing in packed.items()
             if not name.startswith("layers.") or name.startswith("layers.0.")
         },
+        calibration=calibration,
     )
-
-
-def _converted(
-    checkpoint: Checkpoint | RandomCheckpoint,
-    plan: Plan,
-    packed: Mapping[str, Packing],
-    total_bytes: int,
-    progress: Progress,
-) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
-    done = 0
-    progress(done, total_bytes)
-    for name, tensor in checkpoint.tensors():
-        if name in packed:
-            words, scales = round_to_nearest(name, tensor.numpy(), packed[name])
-            yield name, words
-            yield scales_name(name), scales
-            done += words.nbytes + scales.nbytes
-        else:
-            value = _narrowed(name, tensor.numpy(), plan[name][0])
-            yield name, value
-            done += value.nbytes
-        progress(done, total_bytes)
-
-
-def _narrowed(
-    name: str, value: npt.NDArray[np.float32], dtype: np.dtype[Any]
-) -> npt.NDArray[np.generic]:
-    limit = np.finfo(dtype).max
-    largest = np.abs(value).max(initial=0)
-    if largest > limit:
-        raise CheckpointCorruptError(
-            f"tensor {name} holds {largest:.3g}, more than {dtype} can ({limit:.3g})",
-            fix="convert with --precision fp32",
-        )
-    return value.astype(dtype, copy=False)
 
 
 def _tokenizer_folder(beside: Path | None, given: Path | None) -> Path | None:

@@ -120,7 +120,19 @@ def _run_convert(args: argparse.Namespace) -> None:
     from pipeline.bundle import convert
     from pipeline.quantize import QuantisationChoice
 
-    choice = QuantisationChoice(args.embedding_precision, args.head_precision, args.group_size)
+    if (args.method == "gptq") != (args.calibration_text is not None):
+        raise UsageError(
+            f"--method {args.method} "
+            + ("needs a text" if args.method == "gptq" else "reads no --calibration-text"),
+            fix="give both --method gptq and --calibration-text FILE, or neither",
+        )
+    choice = QuantisationChoice(
+        args.embedding_precision,
+        args.head_precision,
+        args.group_size,
+        args.calibration_text,
+        args.calibration_tokens,
+    )
     with _progress("converting", unit="bytes") as progress:
         manifest = convert(
             args.checkpoint, args.output, args.precision, args.tokenizer, progress, choice
@@ -513,6 +525,26 @@ def _add_convert(verbs: Any) -> None:
         choices=(16, 32, 64, 128, 256),
         metavar="N",
         help="inputs that share a scale in int8 and int4, at most (default: 128 and 64)",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("rtn", "gptq"),
+        default="rtn",
+        help="how int8 and int4 are chosen: each weight rounded to the nearest, or calibrated by "
+        "a text, GPTQ-style; calibrated is better, above all at 4 bits (default: rtn)",
+    )
+    parser.add_argument(
+        "--calibration-text",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 text of the kind the model shall read, for --method gptq",
+    )
+    parser.add_argument(
+        "--calibration-tokens",
+        type=int,
+        default=16384,
+        metavar="N",
+        help="tokens of it to read at most (default: 16384)",
     )
     parser.add_argument(
         "--tokenizer",

@@ -78,11 +78,15 @@ class QuantisationChoice:
         head_precision: Of a head of its own.
         group_size: Inputs that share a scale in the blocks; None takes 128 for int8 and 64
             for int4.
+        calibration_text: Text to choose the weights by; None rounds each to the nearest.
+        calibration_tokens: How many tokens of it to read at most.
     """
 
     embedding_precision: EndPrecision = "int8"
     head_precision: EndPrecision = "int8"
     group_size: int | None = None
+    calibration_text: Path | None = None
+    calibration_tokens: int = 16384
 
 
 def choose_packings(
@@ -229,13 +233,21 @@ def dequantise(
     return values.reshape(len(words), -1)
 
 
-def read_dequantised(path: Path, architecture: MambaArchitecture) -> Iterator[tuple[str, Floats]]:
-    """Yields each of `architecture.weights()` from a weight file, float32, packed or not."""
-    stored = dict(read_weights(path))
+def dequantised(
+    stored: Mapping[str, npt.NDArray[np.generic]], architecture: MambaArchitecture
+) -> Iterator[tuple[str, Floats]]:
+    """Yields those of `architecture.weights()` that are there, float32, packed or not."""
     for name, weight in architecture.weights().items():
-        value = stored[name]
+        value = stored.get(name)
+        if value is None:
+            continue
         if value.dtype == np.int32:
             bits = WORD_BITS * value.shape[1] // weight.shape[1]
             yield name, dequantise(value, stored[scales_name(name)], bits)
         else:
             yield name, value.astype(np.float32)
+
+
+def read_dequantised(path: Path, architecture: MambaArchitecture) -> Iterator[tuple[str, Floats]]:
+    """Yields each of `architecture.weights()` from a weight file, float32, packed or not."""
+    return dequantised(dict(read_weights(path)), architecture)
