@@ -31,7 +31,9 @@ $(VENV)/installed: pyproject.toml
 	  { echo "Python 3.10 or newer is needed; found $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[convert,report,serve,dev]'
+	# Built from source by root, jetson-stats would install a system service.
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary jetson-stats \
+	  --editable '.[convert,report,serve,nvml,jtop,dev]'
 	@touch $@
 
 .PHONY: demo
