@@ -62,7 +62,7 @@ engine: $(VENV)/installed ## Build an engine: make engine MODEL=path/to/checkpoi
 
 .PHONY: test
 test: $(VENV)/installed ## Run the tests
-	$(BIN)/pytest -m 'not boards'
+	$(BIN)/pytest -m 'not boards and not images'
 
 .PHONY: test-boards
 test-boards: $(VENV)/installed ## Provision simulated boards in containers (root, Debian, minutes)
@@ -94,3 +94,16 @@ fmt: $(VENV)/installed ## Format the code
 .PHONY: clean
 clean: ## Remove what make has built, but not .venv
 	rm -rf build
+
+##@ Images
+
+# make images TARGETS=boards
+TARGETS ?=
+
+.PHONY: images
+images: build/demo/engine/manifest.json ## Build the image mamba-orin:cpu; others: make images TARGETS=boards
+	$(BIN)/python containers/build.py $(TARGETS)
+
+.PHONY: images-test
+images-test: build/demo/engine/manifest.json ## Build and try images for amd64 and arm64 (root, Debian, half an hour)
+	$(BIN)/pytest -m images tests/containers

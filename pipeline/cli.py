@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.errors import MissingDependencyError, PipelineError, UsageError
-from pipeline.settings import Progress, no_progress
+from pipeline.settings import Progress, no_progress, take_defaults_from_environment
 
 if TYPE_CHECKING:
     from pipeline.engine import LoadedEngine
@@ -816,6 +816,11 @@ def _add_serve(verbs: Any) -> None:
         help="how long answers may go on after SIGTERM (default: 30)",
     )
     parser.add_argument("--log-prompts", action="store_true", help="write prompts into the log")
+    parser.epilog = (parser.epilog or "") + (
+        "  Every argument may be set by a variable as well: ENGINE by MAMBA_ORIN_SERVE_ENGINE, "
+        "--max-queue by MAMBA_ORIN_SERVE_MAX_QUEUE, a switch by 1; the command line wins."
+    )
+    take_defaults_from_environment(parser, "MAMBA_ORIN_SERVE_")
 
 
 def _add_board(verbs: Any) -> None:

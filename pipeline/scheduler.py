@@ -98,6 +98,9 @@ class Limits:
 class Scheduler:
     """Runs requests on one session; every public method may be called from any thread.
 
+    Attributes:
+        turns: How often the worker has gone round; it stands still when idle or stuck.
+
     Args:
         session: The model; nobody else may use it meanwhile.
         cache: Kept beginnings of prompts; its pieces are those that prompts are read in.
@@ -115,6 +118,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
+        self.turns = 0
         self._session = session
         self._cache = cache
         self._metrics = metrics
@@ -202,6 +206,7 @@ class Scheduler:
                 self._admit()
                 self._read_piece()
                 self._step()
+                self.turns += 1
             except Exception as error:  # a fault of ours must not silence the server for good
                 self._fail_all(error)
         self._fail_all(StoppedError("the server stopped before the answer was complete"))

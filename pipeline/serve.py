@@ -45,6 +45,7 @@ from pipeline.openai_api import (
 )
 from pipeline.prefix_cache import PrefixCache
 from pipeline.scheduler import Limits, Scheduler
+from pipeline.self_check import SelfCheck
 from pipeline.server_settings import ServerSettings
 from pipeline.states import StateStore
 from pipeline.text_assembly import Piece
@@ -128,6 +129,7 @@ class _Service:
             self.model.id,
             settings,
         )
+        self.self_check = SelfCheck(self.scheduler, engine.tokenizer, manifest.self_test)
 
 
 async def _service_of(http: Request) -> _Service:
@@ -148,6 +150,13 @@ async def is_alive(service: _Shared) -> dict[str, str]:
     if not service.scheduler.is_alive:
         raise ApiError(503, "the worker that runs the model has ended", "worker_ended")
     return {"status": "alive"}
+
+
+@_health.get("/healthz/model", responses=_ERRORS)
+async def is_computing(service: _Shared) -> dict[str, str]:
+    """Whether the model computes what it did when its engine was built; if not, restart it."""
+    await is_alive(service)
+    return {"status": "alive", "model": await service.self_check.run()}
 
 
 @_health.get("/readyz", responses=_ERRORS)

@@ -4,12 +4,15 @@
 Environment variables have the prefix MAMBA_ORIN_:
 
 MAMBA_ORIN_THREADS   CPU threads; default: the cores this process may use
+MAMBA_ORIN_SERVE_*   each option of `serve`, as MAMBA_ORIN_SERVE_MAX_QUEUE for --max-queue
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 
 from pipeline.errors import UsageError
 
@@ -35,3 +38,33 @@ def default_threads() -> int:
             f"MAMBA_ORIN_THREADS is {given!r}", fix="set it to a positive whole number or unset it"
         )
     return int(given)
+
+
+def take_defaults_from_environment(parser: argparse.ArgumentParser, prefix: str) -> None:
+    """Lets a variable stand for each argument of a command, as is usual in containers.
+
+    What is said on the command line wins. A value is checked as it would be there; where the
+    variable of a switch is neither 0 nor 1, the command raises UsageError instead of running.
+
+    Args:
+        parser: The command, which runs its default `run`.
+        prefix: What the names of its variables begin with.
+    """
+    for action in parser._actions:  # argparse has no public list of a command's arguments
+        name = prefix + action.dest.upper()
+        given = os.environ.get(name)
+        if given is None or isinstance(action, argparse._HelpAction):
+            continue
+        if action.nargs == 0:
+            action.default = given == "1"
+            if given not in {"0", "1"}:
+                error = UsageError(f"{name} is {given!r}", fix="set it to 0 or 1, or unset it")
+                parser.set_defaults(run=partial(_refuse, error))
+            continue
+        if not action.option_strings:
+            action.nargs, action.required = "?", False
+        action.default = given
+
+
+def _refuse(error: UsageError, _args: argparse.Namespace) -> None:
+    raise error
