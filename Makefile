@@ -33,7 +33,7 @@ $(VENV)/installed: pyproject.toml
 	  { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	# Built from source by root, jetson-stats would install a system service.
 	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary jetson-stats \
-	  --editable '.[convert,report,serve,nvml,jtop,dev]'
+	  --editable '.[convert,report,serve,nvml,jtop,provision,dev]'
 	@touch $@
 
 .PHONY: demo
@@ -66,7 +66,6 @@ test: $(VENV)/installed ## Run the tests
 
 .PHONY: test-boards
 test-boards: $(VENV)/installed ## Provision simulated boards in containers (root, Debian, minutes)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[provision]'
 	$(BIN)/pytest -m boards tests/boards
 
 .PHONY: lint
@@ -75,6 +74,9 @@ lint: $(VENV)/installed ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/yamllint --strict roles playbooks inventory *.yml .yamllint .ansible-lint
+	@if [ -x $(BIN)/ansible-lint ]; then PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint; \
+	else echo "Roles are not linted: Ansible needs Python 3.11 or newer" >&2; fi
 
 .PHONY: measure
 measure: $(VENV)/installed ## Measure mamba-130m shapes on this CPU into docs/measurements (needs a quiet machine)

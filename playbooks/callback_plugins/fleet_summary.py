@@ -56,7 +56,8 @@ class CallbackModule(CallbackBase):
         board = self._board(host.get_name())
         board["begun"] = True
         role = _role(task)
-        if role:
+        # With --tags the arguments of roles that do not run are validated all the same.
+        if role and task.action != "ansible.builtin.validate_argument_spec":
             self.roles.add(role)
             if role not in board["roles"]:
                 board["roles"].append(role)
@@ -173,7 +174,7 @@ def _reason(data):
             return _reason(item)
     text = str(data.get("msg") or "no reason given").strip()
     detail = str(data.get("stderr") or data.get("module_stderr") or "").strip()
-    return f"{text} {detail}".strip() if text.startswith(("non-zero", "MODULE")) else text
+    return text if detail in text else f"{text}: {detail[-600:]}"
 
 
 def _state(board):

@@ -23,7 +23,7 @@ options:
     type: str
     required: true
   adopt_uuid:
-    description: UUID of a file system made by someone else that may be used as it is.
+    description: UUID of an ext4 file system made by someone else that may be used as it is.
     type: str
     default: ""
 """
@@ -61,8 +61,9 @@ def describe(module, disk, label, adopt):
         if entry.get("fstype") or entry is not disk
     ]
     for entry in every:
-        is_ours = entry.get("label") == label and entry.get("fstype") == "ext4"
-        if is_ours or (adopt and entry.get("uuid") == adopt):
+        is_meant = entry.get("label") == label or (adopt and entry.get("uuid") == adopt)
+        # Other file systems have conditions of their own for swap files.
+        if is_meant and entry.get("fstype") == "ext4":
             place = entry.get("path") or "/dev/" + entry["name"]
             return {
                 **answer, "status": "ours", "device": place,

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.board_reader import gpu_devfreq, read_power_modes
+from ansible.module_utils.board_reader import gpu_devfreq, read_power_modes, stored_power_mode
 
 DOCUMENTATION = """
 module: nvpmodel_mode
@@ -18,7 +18,8 @@ description:
   - Looks up the number of the mode in the board's own file, because numbers differ between
     modules, boot chains and releases.
   - Never waits at nvpmodel's question whether to reboot, and never says yes to it.
-  - Reads the mode and the clock limits again afterwards; what nvpmodel prints is no proof.
+  - Reads the mode, the clock limits and the gated GPU clusters again afterwards; what nvpmodel
+    prints is no proof.
   - When the mode needs a reboot, it is stored for the next boot. The module never reboots.
 options:
   name:
@@ -83,8 +84,8 @@ def active_mode():
     return found[1] if found else None
 
 
-def clock_problems(mode, system):
-    """What the kernel's limits say against the mode being in force."""
+def problems_of(mode, system, conf):
+    """What the kernel says against the mode being in force."""
     deadline = time.monotonic() + CLOCKS_APPEAR_S
     limit_file = gpu_devfreq(system) / "max_freq"
     while not limit_file.exists() and time.monotonic() < deadline:
@@ -98,6 +99,11 @@ def clock_problems(mode, system):
         problems.append(
             f"the GPU's limit is {limit / 1e6:g} MHz, the mode says {mode['gpu_max_hz'] / 1e6:g}"
         )
+    # The file itself says where the mask of its modes is read.
+    place = re.search(r"^TPC_PG_MASK\s+/(\S+)", Path(conf).read_text(), re.MULTILINE)
+    mask = _number(system / place[1]) if place else None
+    if mode["tpc_mask"] is not None and mask is not None and mask != mode["tpc_mask"]:
+        problems.append(f"the GPU's cluster mask is {mask}, the mode says {mode['tpc_mask']}")
     cap = _number(system / "sys/kernel/nvpmodel_clk_cap/emc")
     if mode["emc_max_hz"] is not None and cap is not None and cap != mode["emc_max_hz"]:
         problems.append(
@@ -115,22 +121,28 @@ def _number(path):
     return int(text) if text.lstrip("-").isdigit() else None
 
 
-def waits_for_reboot(status, note, mode):
+def is_noted(note, mode):
     """Whether an earlier run since the last boot has stored the mode for the next one.
 
     The stored number alone does not say so: nvpmodel itself stores the active mode there.
     """
     try:
-        found = re.search(r"pmode:(\d+)", Path(status).read_text())
-        noted = Path(note).read_text().strip()
+        return Path(note).read_text().strip() == mode["name"]
     except OSError:
         return False
-    return bool(found) and int(found[1]) == mode["id"] and noted == mode["name"]
 
 
 def store(status, note, mode):
     """Makes the next boot apply a mode, when no GPU context is in the way yet."""
-    for path, content in ((status, f"pmode:{mode['id']:04d}\n"), (note, mode["name"] + "\n")):
+    number = f"pmode:{mode['id']:04d}"
+    # nvpmodel keeps other lines in this file as well.
+    old = Path(status).read_text() if Path(status).exists() else ""
+    new, count = re.subn(r"^pmode:\d+", number, old, count=1, flags=re.MULTILINE)
+    # The note comes first: a mode that is stored without one looks as if it were in force.
+    for path, content in (
+        (note, mode["name"] + "\n"),
+        (status, new if count else f"{number}\n{old}"),
+    ):
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         fresh = place.with_name(place.name + ".new")
@@ -140,28 +152,30 @@ def store(status, note, mode):
 
 def ensure(name, system, conf, status, note, check_mode):
     """Does the work; returns what the module answers."""
-    modes, _ = read_power_modes(conf)
+    modes, default = read_power_modes(conf)
     wanted = next((mode for mode in modes if mode["name"] == name), None)
     if wanted is None:
         known = ", ".join(mode["name"] for mode in modes) or f"none, {conf} cannot be read"
         raise NvpmodelError(f"this board has no power mode {name}; its modes: {known}")
     before = active_mode()
     answer = {"changed": False, "before": before, "mode": name, "reboot_required": False}
-    if before == name and not clock_problems(wanted, system):
+    # A board that has never set a mode boots the default one.
+    boots = (stored_power_mode(status, modes) if Path(status).exists() else default) == name
+    if boots and before == name and not problems_of(wanted, system, conf):
         return answer
-    if waits_for_reboot(status, note, wanted):
+    if boots and is_noted(note, wanted):
         return {**answer, "reboot_required": True}
     answer["changed"] = True
     if check_mode:
         return answer
     _, text = run("-m", str(wanted["id"]))
-    after = active_mode()
-    if after != name:
-        if not re.search(r"[Rr]eboot required|bad input|optMask", text):
-            raise NvpmodelError(f"nvpmodel -m {wanted['id']} ({name}): {text.strip()}")
+    if re.search(r"[Rr]eboot required|bad input", text):
         store(status, note, wanted)
         return {**answer, "reboot_required": True}
-    problems = clock_problems(wanted, system)
+    if active_mode() != name:
+        raise NvpmodelError(f"nvpmodel -m {wanted['id']} ({name}): {text.strip()}")
+    Path(note).unlink(missing_ok=True)
+    problems = problems_of(wanted, system, conf)
     if problems:
         raise NvpmodelError(
             f"nvpmodel says {name}, but {'; '.join(problems)}. "

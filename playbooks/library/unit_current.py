@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import time
 from pathlib import Path
@@ -32,13 +31,15 @@ options:
     type: list
     elements: path
     default: []
-  settled:
-    description: Say that it would be current even if the unit is not there yet (check mode).
+  pending:
+    description: >-
+      Whether this run has changed such a file, or would in check mode, where the old one is
+      still on disk. A board without a clock of its own may also date a new file too early.
     type: bool
     default: false
 """
 
-PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload",
+PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "TriggeredBy",
               "ActiveEnterTimestampMonotonic", "FragmentPath", "DropInPaths")  # fmt: skip
 
 
@@ -60,6 +61,12 @@ def started_at(facts):
     return time.time() - time.clock_gettime(time.CLOCK_MONOTONIC) + monotonic
 
 
+def must_enable(facts):
+    """Whether the unit would not start at boot; one that a socket or timer starts is left so."""
+    state = facts["UnitFileState"]
+    return state == "masked" or (state == "disabled" and not facts.get("TriggeredBy"))
+
+
 def reasons(facts, files):
     """Why the unit must be touched; empty if it is current."""
     found = []
@@ -67,7 +74,7 @@ def reasons(facts, files):
         return [f"it is {facts['LoadState']}"]
     if facts["NeedDaemonReload"] == "yes":
         found.append("its definition changed")
-    if facts["UnitFileState"] in ("disabled", "masked"):
+    if must_enable(facts):
         found.append(f"it is {facts['UnitFileState']}")
     if facts["ActiveState"] != "active":
         found.append(f"it is {facts['ActiveState']}")
@@ -94,7 +101,7 @@ def main():
             "name": {"type": "str", "required": True},
             "files": {"type": "list", "elements": "path", "default": []},
             "stale": {"type": "list", "elements": "path", "default": []},
-            "settled": {"type": "bool", "default": False},
+            "pending": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -105,12 +112,14 @@ def main():
         module.run_command(["systemctl", "daemon-reload"], check_rc=True)
         facts = properties(module, name)
     why = reasons(facts, module.params["files"])
+    if module.params["pending"] and not why:
+        why = ["what it runs with has changed"]
     if not why or module.check_mode:
         module.exit_json(changed=bool(why), why=why)
     module.run_command(["systemctl", "daemon-reload"], check_rc=True)
     if facts["UnitFileState"] == "masked":
         module.run_command(["systemctl", "unmask", name], check_rc=True)
-    if facts["UnitFileState"] in ("disabled", "masked", ""):
+    if must_enable(facts):
         module.run_command(["systemctl", "enable", name], check_rc=True)
     for path in module.params["stale"]:
         Path(path).unlink(missing_ok=True)
@@ -120,11 +129,7 @@ def main():
         _, journal, _ = module.run_command(
             ["journalctl", "--unit", name, "--lines", "20", "--no-pager", "--output", "cat"]
         )
-        module.fail_json(
-            msg=f"{name} does not start: {error.strip()}\n{journal.strip()}",
-            why=why,
-            time=datetime.datetime.now(datetime.timezone.utc).isoformat(),
-        )
+        module.fail_json(msg=f"{name} does not start: {error.strip()}\n{journal.strip()}", why=why)
     module.exit_json(changed=True, why=why)
 
 

@@ -21,10 +21,11 @@ from typing import Any
 
 import yaml
 
-from tests.boards.engine import NETWORK, ROOT, SUBNET, Engine, board_image, key_file
+from tests.boards.engine import Engine, Network
+from tests.boards.image import ROOT, board_image, key_file
 from tests.boards.simulated import Board, archive
 
-READ_ONLY_PLACES = ("/tmp", "/var/tmp", "/var/log", "/var/lib/private")
+NETWORK = Network("boards", "10.213.0.0/24")
 KEY_SUM = "sha256:" + hashlib.sha256(b"a key\n").hexdigest()
 COMMON_VARIABLES: dict[str, Any] = {
     "ansible_user": "nvidia",
@@ -101,6 +102,14 @@ class Fleet:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return str(answer.read().decode())
 
+    def dangers(self, name: str) -> list[str]:
+        """What was called on a board that can format, flash or take the power away."""
+        return self.run_in(name, "cat /fake/dangers 2>/dev/null || true").splitlines()
+
+    def boot(self, name: str) -> str:
+        """Which boot of a board this is."""
+        return self.run_in(name, "cat /proc/sys/kernel/random/boot_id").strip()
+
     def reboot(self, name: str) -> None:
         """Takes the power away and gives it back."""
         self.engine.docker("restart", "--time", "1", name)
@@ -169,15 +178,17 @@ class Fleet:
     def _start(self, image: str, board: Board) -> None:
         docker = self.engine.docker
         number = list(self.boards).index(board.name) + 10
-        address = SUBNET.replace("0/24", str(number))
-        if board.name in docker("ps", "--all", "--format", "{{.Names}}").split():
+        address = NETWORK.subnet.replace("0/24", str(number))
+        if board.name in self.engine.containers():
             docker("rm", "--force", "--volumes", board.name)
         docker(
-            "create", "--name", board.name, "--hostname", board.name, "--network", NETWORK,
+            "create", "--name", board.name, "--hostname", board.name, "--network", NETWORK.name,
             "--ip", address, "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN",
             "--tmpfs", "/run", "--tmpfs", "/run/lock", "--env", "container=docker",
             "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns=host",
-            "--volume", "/fake/nvme", "--stop-signal", "SIGRTMIN+3", image,
+            "--volume", "/fake/nvme", "--stop-signal", "SIGRTMIN+3",
+            # A board that reboots comes back.
+            "--restart", "always", image,
         )  # fmt: skip
         self.engine.copy(board.name, archive(board))
         docker("start", board.name)

@@ -11,6 +11,18 @@ from dataclasses import dataclass, field
 ZRAM = "/dev/zram0 partition 635000 0 5"
 UBUNTU = {"6": ("22.04", "jammy"), "7": ("24.04", "noble")}
 
+# Power was lost between unpacking and configuring it.
+HALF_INSTALLED = """
+Package: lost-power
+Status: install ok unpacked
+Priority: optional
+Section: libs
+Maintainer: nobody
+Architecture: all
+Version: 1
+Description: A package
+"""
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -162,7 +174,7 @@ def files(board: Board) -> dict[str, str]:
         "fake/proc/sys/vm/swappiness": "60\n",
         "fake/proc/sys/kernel/osrelease": "5.15.185-tegra\n",
         "fake/disks.json": json.dumps(disks(board)),
-        "fake/dpkg-status": packages(board.l4t),
+        "fake/dpkg-status": packages(board.l4t) + HALF_INSTALLED * board.is_half_done,
         "fake/sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
         "fake/sys/class/thermal/thermal_zone0/temp": "47750\n",
         "fake/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "729600\n",
@@ -202,6 +214,7 @@ def files(board: Board) -> dict[str, str]:
             "3199000000\n" if clocks_are_super else "2133000000\n"
         ),
         "fake/sys/kernel/nvpmodel_clk_cap/emc": f"{active.emc_hz}\n",
+        "fake/sys/devices/platform/gpu.0/tpc_pg_mask": f"{active.tpc_mask}\n",
         "fake/nvpmodel.json": json.dumps(
             {
                 "mode": board.mode,
@@ -209,6 +222,9 @@ def files(board: Board) -> dict[str, str]:
                 "gpu_was_used": True,
                 "locked": False,
                 "ask": board.asks_for_reboot,
+                # Whether -q answers with the stored mode or with the active one is not
+                # documented, so there are boards of both kinds.
+                "tells_stored": major == "39",
             }
         ),
         "var/lib/nvpmodel/status": f"pmode:{board.mode:04d}\n",
@@ -228,6 +244,7 @@ def files(board: Board) -> dict[str, str]:
             "fake/nvme/swapfile": "half",
             "var/lib/nvpmodel/status.new": "",
             "etc/docker/.daemon.json.a1b2": "{",
+            "var/lib/dpkg/info/lost-power.list": "/.\n",
         }
     return found
 
