@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+# The Debian that images of tests are made of.
+SUITE = "bookworm"
 # The network of a machine without firewall rules: none may be set for it in a sandbox.
 OPTIONS = ("--iptables=false", "--ip6tables=false", "--bridge=none")
 

@@ -12,12 +12,11 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.boards.engine import Engine, NoEngineError, install_packages, run
+from tests.boards.engine import SUITE, Engine, NoEngineError, install_packages, run
 from tests.boards.package_repository import write_package_repository, write_python_packages
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SUITE = "bookworm"
 INCLUDE = (
     "systemd,systemd-sysv,dbus,openssh-server,sudo,python3,python3-apt,python3-venv,python3-pip,"
     "nftables,unattended-upgrades,iproute2,procps,e2fsprogs,fdisk,ca-certificates"
