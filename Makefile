@@ -88,6 +88,10 @@ measure: $(VENV)/installed ## Measure mamba-130m shapes on this CPU into docs/me
 tables: $(VENV)/installed ## Write the tables of README from docs/measurements
 	$(BIN)/python docs/render_tables.py
 
+.PHONY: schema
+schema: $(VENV)/installed ## Write docs/record.schema.json from the code
+	$(BIN)/python docs/write_record_schema.py
+
 .PHONY: fmt
 fmt: $(VENV)/installed ## Format the code
 	$(BIN)/ruff format .

@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Measures a loaded engine: time to the first token and per further token, with peers.
+"""Measures a loaded engine into a record: time, energy, heat, and what speaks against it.
 
-One iteration is what a user waits for: a prompt is read, then a continuation is decoded
-greedily. Iterations repeat until the medians stand still, not until a count. Inside a timed
-region nothing is printed, written, collected or asked of the system.
+In this order: cool down, hold mode and clocks, watch the machine idle, warm up, iterate until
+the medians stand still, then work without a pause for the energy of prompts and of tokens, put
+mode and clocks back, and measure the peers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import importlib.metadata
-import importlib.util
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -27,105 +23,37 @@ from pydantic import ValidationError
 from pipeline import __version__
 from pipeline.architecture import MambaArchitecture
 from pipeline.board import Activity, peak_memory_bytes, read_activity, read_board, usable_cores
-from pipeline.errors import BenchmarkError, MissingDependencyError, PipelineError, UsageError
+from pipeline.errors import UsageError
+from pipeline.measuring import BenchProgress, Clock, Progress, Task, measure, random_prompt, sustain
+from pipeline.peers import PEERS, check_peers, compare, version_of
+from pipeline.power_control import HeldStill
+from pipeline.power_records import ServedLoad
+from pipeline.power_summary import (
+    clock_summary,
+    power_summary,
+    telemetry_record,
+    temperature_summary,
+    working_time,
+)
 from pipeline.records import (
     BenchRecord,
     BenchSettings,
     Board,
-    Check,
-    Comparison,
     ModelFacts,
     RooflineShare,
     Timings,
 )
 from pipeline.roofline import Limits, bound, decode_work, limits_of
-from pipeline.session import Session, TokenIds
+from pipeline.samplers import CHOICES, open_sampler
 from pipeline.settings import default_threads
 from pipeline.storage import write_atomically
+from pipeline.telemetry import TEMPERATURE, Recorder, Recording, Sampler
+from pipeline.validity import check_activity, check_sensors, check_timings
 
 if TYPE_CHECKING:
     from pipeline.engine import LoadedEngine
 
-# The medians stand still when their last three values lie within the noise bound.
-_SETTLED_WINDOW = 3
-_MINIMUM_FIRST_TOKENS = 5
-_MINIMUM_DECODED = 100
-_MAXIMUM_SPREAD_PERCENT = 5.0
-_MAXIMUM_OTHER_LOAD_PERCENT = 5.0
-
-Clock = Callable[[], float]
-
-
-@dataclass(frozen=True)
-class BenchProgress:
-    """Where a benchmark is.
-
-    Attributes:
-        subject: What is being measured: "onnxruntime" or the name of a peer.
-        phase: "load", "warm-up" or "measure".
-        iteration: Finished iterations of this phase.
-        seconds: Measuring so far.
-    """
-
-    subject: str
-    phase: Literal["load", "warm-up", "measure"]
-    iteration: int = 0
-    seconds: float = 0.0
-
-
-Progress = Callable[[BenchProgress], None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What every contender of one record gets.
-
-    Attributes:
-        bundle: The folder that holds the weights.
-        architecture: Sizes of the model.
-        prompt: (b, l) int64 token ids.
-        settings: With `threads` filled in.
-        clock: Monotonic seconds.
-        progress: Called between iterations.
-    """
-
-    bundle: Path
-    architecture: MambaArchitecture
-    prompt: TokenIds
-    settings: BenchSettings
-    clock: Clock
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another implementation to measure beside ours.
-
-    Attributes:
-        package: Python package it needs.
-        precision: What it computes in.
-        extra: Extra of this distribution that installs the package.
-        measure: Runs the task.
-    """
-
-    package: str
-    precision: str
-    extra: str
-    measure: Callable[[Task], Timings]
-
-
-def _measure_torch(task: Task) -> Timings:
-    from pipeline.torch_session import open_torch_session
-
-    task.progress(BenchProgress("torch", "load"))
-    session = open_torch_session(task.bundle, task.architecture, task.settings.threads)
-    return measure(session, task, subject="torch")
-
-
-PEERS: dict[str, Peer] = {
-    "torch": Peer(package="torch", precision="fp32", extra="convert", measure=_measure_torch),
-}
-"""Peers by the name that `--compare` takes."""
+_LOOK_AT_HEAT_S = 1.0
 
 
 def make_settings(**values: object) -> BenchSettings:
@@ -137,14 +65,54 @@ def make_settings(**values: object) -> BenchSettings:
     Raises:
         UsageError: A value is out of range; names the option and what it takes.
     """
+    given = {name: value for name, value in values.items() if value is not None}
+    if "scenario" not in given and given.get("batch", 1) != 1:
+        given["scenario"] = "batch"
     try:
-        return BenchSettings.model_validate({k: v for k, v in values.items() if v is not None})
+        settings = BenchSettings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
         raise UsageError(
             f"{option} is {first['input']}", fix=f"{option}: {first['msg'].lower()}"
         ) from error
+    if (settings.scenario == "server") != (settings.request_rate_per_s is not None):
+        raise UsageError(
+            f"--scenario {settings.scenario} and --request-rate do not fit together",
+            fix="give --scenario server with --request-rate R, or neither",
+        )
+    if settings.scenario != "batch" and settings.batch > 1:
+        raise UsageError(
+            f"--scenario {settings.scenario} has no batch of {settings.batch}",
+            fix="leave --batch out, or give --scenario batch",
+        )
+    if settings.telemetry not in CHOICES:
+        raise UsageError(
+            f"unknown source {settings.telemetry!r} in --telemetry",
+            fix=f"choose from {', '.join(CHOICES)}",
+        )
+    return settings
+
+
+@dataclass(frozen=True)
+class Bystanders:
+    """What a benchmark sees of the world beside the engine; a test has its own.
+
+    Attributes:
+        clock: Monotonic seconds.
+        observe: Reads the machine's counters.
+        open_sampler: Opens the source of power and heat.
+        board: The machine; None reads it.
+        sleep: Waits for some seconds.
+        root: Root of the file tree, for what holds mode and clocks.
+    """
+
+    clock: Clock = time.perf_counter
+    observe: Callable[[], Activity] = read_activity
+    open_sampler: Callable[[str, float | None], Sampler] = open_sampler
+    board: Board | None = None
+    sleep: Callable[[float], None] = time.sleep
+    root: Path = Path("/")
 
 
 def benchmark_folder(
@@ -154,6 +122,7 @@ def benchmark_folder(
     progress: Progress = lambda _: None,
     *,
     command: str = "",
+    llama_model: Path | None = None,
 ) -> BenchRecord:
     """Loads an engine, timed, and measures it.
 
@@ -163,11 +132,13 @@ def benchmark_folder(
         peers: Keys of `PEERS`.
         progress: Called between iterations, never inside a timed region.
         command: The command line, for the record.
+        llama_model: The same model as GGUF, for the peer llama.cpp.
 
     Raises:
         UsageError: Unknown peer.
-        MissingDependencyError: A peer's package is not installed.
         ArtifactError: The engine cannot be used.
+        BoardError: Mode or clocks cannot be held as asked for.
+        TelemetryError: The source that was named does not work here.
         BenchmarkError: The engine failed while being measured.
     """
     check_peers(peers)
@@ -184,6 +155,7 @@ def benchmark_folder(
         progress,
         command=command,
         load_s=time.perf_counter() - start,
+        llama_model=llama_model,
     )
 
 
@@ -195,9 +167,8 @@ def run_benchmark(
     *,
     command: str = "",
     load_s: float | None = None,
-    clock: Clock = time.perf_counter,
-    observe: Callable[[], Activity] = read_activity,
-    board: Board | None = None,
+    llama_model: Path | None = None,
+    world: Bystanders | None = None,
 ) -> BenchRecord:
     """Measures a loaded engine and then each peer on the same weights, prompt and threads.
 
@@ -208,34 +179,54 @@ def run_benchmark(
         progress: Called between iterations, never inside a timed region.
         command: The command line, for the record.
         load_s: How long loading took.
-        clock: Monotonic seconds.
-        observe: Reads the machine's counters.
-        board: The machine; None reads it.
+        llama_model: The same model as GGUF, for the peer llama.cpp.
+        world: Clock, sensors and machine.
 
     Raises:
         UsageError: Unknown peer.
-        MissingDependencyError: A peer's package is not installed.
+        BoardError: Mode or clocks cannot be held as asked for.
+        TelemetryError: The source that was named does not work here.
         BenchmarkError: The engine failed while being measured.
     """
     check_peers(peers)
+    world = world or Bystanders()
     settings = settings.model_copy(update={"threads": settings.threads or default_threads()})
-    board = board or read_board()
     architecture = engine.session.architecture
-    prompt = random_prompt(architecture, settings)
-    task = Task(engine.bundle, architecture, prompt, settings, clock, progress)
+    task = Task(
+        engine.bundle,
+        architecture,
+        random_prompt(architecture, settings),
+        settings,
+        world.clock,
+        progress,
+        engine.session.backend,
+        llama_model,
+    )
     began = datetime.now(timezone.utc)
-    before, start = observe(), clock()
-    timings = measure(engine.session, task, subject=engine.session.backend)
-    after, seconds = observe(), clock() - start
-    peak = peak_memory_bytes()
-    missing = {
-        "power": "this version reads no power sensor",
-        "temperature": "this version reads no temperature sensor",
+    held = HeldStill(
+        world.board or read_board(), settings.power_mode, settings.clocks, root=world.root
+    )
+    with held:
+        # Read again: mode and clocks may be others now.
+        board = world.board or read_board()
+        found = _measure(engine, task, world)
+    recording, work = found.recording, working_time(found.recording)
+    prompt_tokens = found.prompts * settings.sequence_length
+    optional: dict[str, Any] = {
+        "pinned": held.pinned or held.why_nothing,
+        "telemetry": telemetry_record(recording),
+        "power": power_summary(recording, {"prefill": prompt_tokens, "decode": found.decoded}),
+        "temperature": temperature_summary(recording, work),
+        "clocks": clock_summary(recording),
+        "served": found.served or "only the scenario server has it",
+        "load_s": "the engine was loaded before" if load_s is None else load_s,
+        "peak_memory_bytes": found.peak_memory_bytes
+        or "this system does not tell a process's peak memory",
     }
-    if load_s is None:
-        missing["load_s"] = "the engine was loaded before"
-    if peak is None:
-        missing["peak_memory_bytes"] = "this system does not tell a process's peak memory"
+    missing = {field: value for field, value in optional.items() if isinstance(value, str)}
+    values: dict[str, Any] = {
+        field: None if field in missing else value for field, value in optional.items()
+    }
     return BenchRecord(
         record_id=f"{began:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}",
         date_utc=began.isoformat(timespec="seconds"),
@@ -246,21 +237,84 @@ def run_benchmark(
         model=_model_facts(engine),
         backend=engine.session.backend,
         settings=settings,
-        timings=timings,
-        load_s=load_s,
-        peak_memory_bytes=peak,
-        power=None,
-        temperature=None,
+        timings=found.timings,
         roofline=roofline_share(
-            architecture, engine.manifest.precision, timings, board, settings.batch
+            architecture, engine.manifest.precision, found.timings, board, settings.batch
         ),
         checks=(
-            *check_timings(timings, settings),
-            *check_activity(before, after, seconds, board.cores or usable_cores()),
+            *check_timings(found.timings, settings),
+            *check_activity(
+                found.before, found.after, found.seconds, board.cores or usable_cores()
+            ),
+            *check_sensors(recording, work, values["power"]),
         ),
-        comparisons=tuple(_compare(name, task, timings) for name in peers),
+        comparisons=tuple(compare(name, task, found.timings) for name in peers),
         missing=missing,
+        **values,
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one run gave."""
+
+    timings: Timings
+    recording: Recording
+    before: Activity
+    after: Activity
+    seconds: float
+    peak_memory_bytes: int | None
+    prompts: int = 0
+    decoded: int = 0
+    served: ServedLoad | None = None
+
+
+def _measure(engine: LoadedEngine, task: Task, world: Bystanders) -> _Found:
+    settings, session, subject = task.settings, engine.session, engine.session.backend
+    sampler = world.open_sampler(settings.telemetry, settings.telemetry_interval_s)
+    with Recorder(sampler, clock=world.clock) as recorder:
+        if settings.cool_down_c is not None:
+            _cool_down(recorder, task, world)
+        if recorder.reads and settings.idle_seconds:
+            task.progress(BenchProgress(subject, "idle"))
+            with recorder.phase("idle"):
+                world.sleep(settings.idle_seconds)
+        before, start = world.observe(), world.clock()
+        if settings.scenario == "server":
+            from pipeline.server_load import measure_server
+
+            timings, served = measure_server(engine, task, recorder.phase)
+        else:
+            timings, served = measure(session, task, subject, recorder.phase), None
+        after, seconds = world.observe(), world.clock() - start
+        found = _Found(
+            timings,
+            recorder.recording,
+            before,
+            after,
+            seconds,
+            peak_memory_bytes(),
+            served=served,
+        )
+        if recorder.reads and settings.energy_seconds and settings.scenario != "server":
+            kept_up = sustain(session, task, subject, recorder.phase)
+            found = replace(found, prompts=kept_up.prompts, decoded=kept_up.decoded)
+            # One more reading, so that the last phase ends between two.
+            world.sleep(2 * sampler.interval_s)
+    return found
+
+
+def _cool_down(recorder: Recorder, task: Task, world: Bystanders) -> None:
+    """Waits until no zone is warmer than asked for, or long enough."""
+    settings, start = task.settings, world.clock()
+    while recorder.reads and world.clock() - start < settings.cool_down_seconds:
+        zones = recorder.recording.channels(TEMPERATURE)
+        readings = [recorder.latest(TEMPERATURE + zone) for zone in zones]
+        warmest = max((celsius for celsius in readings if celsius is not None), default=None)
+        if warmest is not None and warmest <= (settings.cool_down_c or 0):
+            return
+        task.progress(BenchProgress(f"{warmest or 0:.0f} °C", "cool"))
+        world.sleep(_LOOK_AT_HEAT_S)
 
 
 def write_record(record: BenchRecord, path: Path) -> None:
@@ -270,215 +324,6 @@ def write_record(record: BenchRecord, path: Path) -> None:
         StorageError: The file cannot be written.
     """
     write_atomically(path, record.to_json())
-
-
-def check_peers(peers: Sequence[str]) -> None:
-    """Refuses peers that cannot run before anything is measured.
-
-    Raises:
-        UsageError: Unknown; names the choices.
-        MissingDependencyError: Its package is not installed.
-    """
-    for name in peers:
-        peer = PEERS.get(name)
-        if peer is None:
-            raise UsageError(
-                f"unknown peer {name!r} in --compare", fix=f"choose from: {', '.join(PEERS)}"
-            )
-        if importlib.util.find_spec(peer.package) is None:
-            raise MissingDependencyError(
-                f"--compare {name} needs the package {peer.package}, which is not installed",
-                fix=f"pip install 'mamba-orin[{peer.extra}]', or leave --compare out",
-            )
-
-
-def random_prompt(architecture: MambaArchitecture, settings: BenchSettings) -> TokenIds:
-    """Seeded token ids (b, l); a Mamba's time does not depend on which tokens it reads."""
-    generator = np.random.default_rng(settings.seed)
-    shape = (settings.batch, settings.sequence_length)
-    return generator.integers(0, architecture.vocab_size, size=shape, dtype=np.int64)
-
-
-def measure(session: Session, task: Task, subject: str) -> Timings:
-    """Repeats prompt and continuation until the medians stand still.
-
-    Args:
-        session: What to measure.
-        task: The work.
-        subject: Its name, for progress.
-
-    Raises:
-        BenchmarkError: The logits are not finite.
-        PipelineError: The session failed.
-    """
-    settings, progress = task.settings, task.progress
-    for warmup in range(settings.warmup_iterations):
-        progress(BenchProgress(subject, "warm-up", warmup))
-        _iterate(session, task, subject)
-    first_ms: list[float] = []
-    decode_ms: list[list[float]] = []
-    medians: list[tuple[float, float]] = []
-    start = task.clock()
-    while True:
-        progress(BenchProgress(subject, "measure", len(first_ms), task.clock() - start))
-        first, decoded = _iterate(session, task, subject)
-        first_ms.append(first)
-        decode_ms.append(decoded)
-        medians.append((float(np.median(first_ms)), float(np.median(decode_ms))))
-        stopped = _stop_reason(medians, settings, task.clock() - start)
-        if stopped:
-            return Timings.from_samples(
-                first_ms,
-                decode_ms,
-                sequence_length=settings.sequence_length,
-                batch=settings.batch,
-                stopped=stopped,
-            )
-
-
-def _iterate(session: Session, task: Task, subject: str) -> tuple[float, list[float]]:
-    """One prompt and its continuation: first token and each further one, in milliseconds."""
-    clock, moments = task.clock, [0.0] * (task.settings.new_tokens + 1)
-    with _without_garbage_collection():
-        start = clock()
-        logits, state = session.prefill(task.prompt)
-        token_ids = logits.argmax(axis=-1)
-        moments[0] = clock()
-        for position in range(1, len(moments)):
-            logits, state = session.step(token_ids, state)
-            token_ids = logits.argmax(axis=-1)
-            moments[position] = clock()
-    if not np.isfinite(logits).all():
-        raise BenchmarkError(
-            f"{subject} computed logits that are not finite, so its speed means nothing",
-            fix="check the engine with `mamba-orin score`; convert again, with --precision fp32 "
-            "if the weights are too large for fp16",
-        )
-    return 1e3 * (moments[0] - start), [float(ms) for ms in 1e3 * np.diff(moments)]
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _stop_reason(
-    medians: Sequence[tuple[float, float]], settings: BenchSettings, seconds: float
-) -> Literal["settled", "iterations", "time"] | None:
-    """Why to stop after these iterations; `medians` holds those of all samples so far."""
-    if len(medians) >= max(settings.minimum_iterations, _SETTLED_WINDOW):
-        recent = np.asarray(medians[-_SETTLED_WINDOW:])
-        movement = 100 * (recent.max(axis=0) - recent.min(axis=0)) / recent[-1]
-        if movement.max() <= settings.noise_percent:
-            return "settled"
-    if len(medians) >= settings.iterations:
-        return "iterations"
-    return "time" if seconds >= settings.maximum_seconds else None
-
-
-def check_timings(timings: Timings, settings: BenchSettings) -> tuple[Check, ...]:
-    """What the samples themselves say about the record."""
-    first, decode = timings.first_token, timings.decode
-    return (
-        Check(
-            name="enough samples",
-            passed=first.count >= _MINIMUM_FIRST_TOKENS and decode.count >= _MINIMUM_DECODED,
-            detail=f"{first.count} prompts (at least {_MINIMUM_FIRST_TOKENS}), {decode.count} "
-            f"decoded tokens (at least {_MINIMUM_DECODED})",
-        ),
-        Check(
-            name="settled",
-            passed=timings.stopped == "settled",
-            detail={
-                "settled": f"the last medians moved by at most {settings.noise_percent:g} %",
-                "iterations": f"the medians still moved by more than {settings.noise_percent:g} % "
-                f"after {settings.iterations} iterations",
-                "time": f"the medians still moved by more than {settings.noise_percent:g} % "
-                f"after {settings.maximum_seconds:g} s",
-            }[timings.stopped],
-        ),
-        _check_spread("spread of the first token", first.spread_percent, first.count),
-        _check_spread("spread of decoding", decode.spread_percent, decode.count),
-        check_linear_growth(timings.decode_samples_ms, settings.sequence_length),
-    )
-
-
-def _check_spread(name: str, spread: float | None, count: int) -> Check:
-    if spread is None:
-        return Check(name=name, passed=None, detail=f"{count} samples have no spread")
-    return Check(
-        name=name,
-        passed=spread <= _MAXIMUM_SPREAD_PERCENT,
-        detail=f"half of the samples lie within {spread:.2g} % of the median "
-        f"(at most {_MAXIMUM_SPREAD_PERCENT:g} %)",
-    )
-
-
-def check_linear_growth(
-    decode_samples_ms: Sequence[Sequence[float]], sequence_length: int
-) -> Check:
-    """Whether a token late in a continuation costs as much as an early one.
-
-    The last quarter of each continuation is compared with its first. A decoder that reads its
-    whole text again for every token is slower there by the ratio of the texts' lengths; the
-    check fails half way to that.
-
-    Args:
-        decode_samples_ms: (iteration, new token).
-        sequence_length: Tokens before the continuation.
-    """
-    samples = np.asarray(decode_samples_ms)
-    new_tokens = samples.shape[1]
-    quarter = new_tokens // 4
-    name = "grows linearly"
-    if quarter < 4:
-        return Check(
-            name=name, passed=None, detail=f"{new_tokens} new tokens are too few; 16 would do"
-        )
-    early = np.median(samples[:, :quarter], axis=1)
-    late = np.median(samples[:, -quarter:], axis=1)
-    found = float(np.median(late / early))
-    middle = quarter / 2
-    quadratic = (sequence_length + new_tokens - middle) / (sequence_length + middle)
-    return Check(
-        name=name,
-        passed=found <= (1 + quadratic) / 2,
-        detail=f"the last {quarter} of {new_tokens} tokens cost {found:.3f} times the first "
-        f"{quarter}; reading the text again for each would make it {quadratic:.2f}",
-    )
-
-
-def check_activity(
-    before: Activity, after: Activity, seconds: float, cores: int
-) -> tuple[Check, ...]:
-    """What else the machine did meanwhile."""
-    name = "no other load"
-    if before.busy_s is None or after.busy_s is None or seconds <= 0:
-        load = Check(name=name, passed=None, detail="this system does not tell what others use")
-    else:
-        others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
-        percent = max(0.0, 100 * others / (seconds * cores))
-        load = Check(
-            name=name,
-            passed=percent <= _MAXIMUM_OTHER_LOAD_PERCENT,
-            detail=f"other processes used {percent:.1f} % of {cores} cores "
-            f"(at most {_MAXIMUM_OTHER_LOAD_PERCENT:g} %)",
-        )
-    name = "no swapping"
-    if before.swapped_pages is None or after.swapped_pages is None:
-        return load, Check(name=name, passed=None, detail="this system does not count it")
-    moved = after.swapped_pages - before.swapped_pages
-    used = f"; {after.swap_used_bytes / 1e6:.0f} MB in use" if after.swap_used_bytes else ""
-    return load, Check(
-        name=name, passed=moved == 0, detail=f"{moved} pages moved to or from swap{used}"
-    )
 
 
 def roofline_share(
@@ -502,36 +347,6 @@ def roofline_share(
     )
 
 
-def _compare(name: str, task: Task, ours: Timings) -> Comparison:
-    peer = PEERS[name]
-    version = _version_of(peer.package)
-    missing = {} if version else {"version": f"{peer.package} does not tell it"}
-    try:
-        theirs = peer.measure(task)
-    except PipelineError as error:
-        # What was measured of ours is worth keeping when a peer fails.
-        unmeasured = ("timings", "first_token_ratio", "ms_per_token_ratio")
-        missing |= {field: str(error) for field in unmeasured}
-        return Comparison(
-            peer=name,
-            version=version,
-            precision=peer.precision,
-            timings=None,
-            first_token_ratio=None,
-            ms_per_token_ratio=None,
-            missing=missing,
-        )
-    return Comparison(
-        peer=name,
-        version=version,
-        precision=peer.precision,
-        timings=theirs,
-        first_token_ratio=theirs.first_token.median_ms / ours.first_token.median_ms,
-        ms_per_token_ratio=theirs.decode.median_ms / ours.decode.median_ms,
-        missing=missing,
-    )
-
-
 def _model_facts(engine: LoadedEngine) -> ModelFacts:
     manifest = engine.manifest
     return ModelFacts(
@@ -552,12 +367,8 @@ def _versions(engine: LoadedEngine, peers: Sequence[str]) -> dict[str, str]:
         **engine.manifest.versions,
     }
     for name in peers:
-        versions[PEERS[name].package] = _version_of(PEERS[name].package) or "unknown"
+        package = PEERS[name].package
+        version = version_of(package) if package else None
+        if package and version:
+            versions[package] = version
     return versions
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

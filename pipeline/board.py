@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.records import Board, Facts, Gpu, Jetson
+from pipeline.facts import Facts
+from pipeline.records import Board, Gpu, Jetson
 
 _THIS_MACHINE = Path("/")
 
@@ -133,6 +134,11 @@ def read_board(root: Path = _THIS_MACHINE) -> Board:
         jetson=jetson,
         missing=missing,
     )
+
+
+def power_mode_ids(root: Path = _THIS_MACHINE) -> dict[str, int]:
+    """Numbers of the power modes by name; they differ between modules and releases."""
+    return {name: number for number, name in _power_modes(_Tree(root)).items()}
 
 
 def describe(board: Board) -> str:

@@ -233,7 +233,8 @@ def _mean(logprobs: Sequence[float | None]) -> float:
 
 
 def _run_bench(args: argparse.Namespace) -> None:
-    from pipeline.bench import BenchProgress, benchmark_folder, make_settings, write_record
+    from pipeline.bench import benchmark_folder, make_settings, write_record
+    from pipeline.measuring import BenchProgress
 
     settings = make_settings(
         sequence_length=args.sequence_length,
@@ -246,6 +247,16 @@ def _run_bench(args: argparse.Namespace) -> None:
         batch=args.batch,
         threads=args.threads,
         seed=args.seed,
+        scenario=args.scenario,
+        request_rate_per_s=args.request_rate,
+        idle_seconds=args.idle_seconds,
+        energy_seconds=args.energy_seconds,
+        telemetry=args.telemetry,
+        telemetry_interval_s=args.telemetry_interval,
+        power_mode=args.power_mode,
+        clocks=args.clocks,
+        cool_down_c=args.cool_down,
+        cool_down_seconds=args.cool_down_seconds,
     )
     peers = [name for name in (args.compare or "").split(",") if name]
     with _spinner("measuring") as say:
@@ -253,7 +264,14 @@ def _run_bench(args: argparse.Namespace) -> None:
         def show(progress: BenchProgress) -> None:
             say(f"{progress.subject}: {progress.phase} {progress.iteration or ''}")
 
-        record = benchmark_folder(args.engine, settings, peers, show, command=_typed_command())
+        record = benchmark_folder(
+            args.engine,
+            settings,
+            peers,
+            show,
+            command=_typed_command(),
+            llama_model=args.llama_model,
+        )
     write_record(record, args.output)
     if args.json:
         sys.stdout.write(record.to_json().decode())
@@ -683,9 +701,79 @@ def _add_bench(verbs: Any) -> None:
     parser.add_argument(
         "--compare",
         metavar="PEER,…",
-        help="measure these on the same weights, prompt and threads in the same record: torch",
+        help="measure these on the same weights, prompt and threads in the same record: torch, "
+        "onnxruntime, llama.cpp; one that is not installed is recorded as that",
     )
+    parser.add_argument(
+        "--llama-model",
+        type=Path,
+        metavar="GGUF",
+        help="the same model for llama.cpp's llama-bench",
+    )
+    _add_bench_conditions(parser)
     parser.add_argument("--json", action="store_true", help="print the record to stdout as well")
+
+
+def _add_bench_conditions(parser: argparse.ArgumentParser) -> None:
+    """Options for the load, and for what is watched and held meanwhile."""
+    parser.add_argument(
+        "--scenario",
+        choices=("single", "batch", "server"),
+        help="one text, a fixed batch, or requests that arrive by chance (default: by --batch)",
+    )
+    parser.add_argument(
+        "--request-rate",
+        type=float,
+        metavar="R",
+        help="mean requests a second of the scenario server",
+    )
+    parser.add_argument(
+        "--telemetry",
+        metavar="SOURCE",
+        help="where power and heat are read: sysfs, jtop, tegrastats, nvml, rapl or none "
+        "(default: auto, the first that works here)",
+    )
+    parser.add_argument(
+        "--telemetry-interval",
+        type=float,
+        metavar="S",
+        help="seconds between readings (default: what suits the source)",
+    )
+    parser.add_argument(
+        "--idle-seconds",
+        type=float,
+        metavar="S",
+        help="watch the machine rest for this long first, for the idle power (default: 3)",
+    )
+    parser.add_argument(
+        "--energy-seconds",
+        type=float,
+        metavar="S",
+        help="read prompts, then decode, without a pause for this long each, for the energy "
+        "(default: 5; longer is more exact)",
+    )
+    parser.add_argument(
+        "--power-mode",
+        metavar="NAME",
+        help="measure in this mode of a Jetson and put the old one back (root; default: as it is)",
+    )
+    parser.add_argument(
+        "--clocks",
+        choices=("auto", "lock", "leave"),
+        help="lock a Jetson's clocks meanwhile: when root, insist, or never (default: auto)",
+    )
+    parser.add_argument(
+        "--cool-down",
+        type=float,
+        metavar="CELSIUS",
+        help="do not begin before no zone is warmer than this",
+    )
+    parser.add_argument(
+        "--cool-down-seconds",
+        type=float,
+        metavar="S",
+        help="but wait for it no longer than this (default: 300)",
+    )
 
 
 def _add_report(verbs: Any) -> None:

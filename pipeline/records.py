@@ -15,37 +15,24 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import RecordError
+from pipeline.facts import Facts
+from pipeline.power_records import (
+    ClockSummary,
+    Pinned,
+    PowerSummary,
+    ServedLoad,
+    TelemetryRecord,
+    TemperatureSummary,
+)
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 RECORD_KIND: Final = "mamba-orin benchmark"
 
 # A percentile q rests on the samples beyond it; fewer than ten say nothing about a tail.
 _SAMPLES_BEYOND_PERCENTILE = 10
-
-
-class Facts(BaseModel):
-    """Immutable values in which whatever is unknown is None and has a reason.
-
-    Attributes:
-        missing: Why a field is None, by its name; exactly the fields that are None.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    missing: dict[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _has_a_reason_for_every_none(self) -> Facts:
-        absent = {name for name in type(self).model_fields if getattr(self, name) is None}
-        if absent != set(self.missing):
-            raise ValueError(
-                f"fields without a value {sorted(absent)} and reasons "
-                f"{sorted(self.missing)} do not match"
-            )
-        return self
 
 
 class Gpu(Facts):
@@ -161,7 +148,18 @@ class BenchSettings(BaseModel):
         warmup_iterations: Iterations before the first that counts.
         batch: Texts at once.
         threads: CPU threads; None for all usable cores.
-        seed: Of the random prompt.
+        seed: Of the random prompt, and of the arrivals of the scenario "server".
+        scenario: "single" text, fixed "batch", or "server": requests that arrive by chance.
+        request_rate_per_s: Mean rate of arrivals of the scenario "server".
+        idle_seconds: How long to watch the machine rest, model loaded, before it works.
+        energy_seconds: How long to read prompts, and then to decode, without a pause, so that
+            the energy of each can be told; beside the iterations, which are too short.
+        telemetry: Where power and heat are read; one of `pipeline.samplers.CHOICES`.
+        telemetry_interval_s: Time between readings; None leaves each source its own.
+        power_mode: Name of the mode to measure in; None leaves the active one.
+        clocks: Whether to lock the clocks: "auto" does when this user may, "lock" insists.
+        cool_down_c: Do not begin before the machine is as cool as this.
+        cool_down_seconds: But wait no longer than this for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -176,6 +174,16 @@ class BenchSettings(BaseModel):
     batch: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
+    scenario: Literal["single", "batch", "server"] = "single"
+    request_rate_per_s: float | None = Field(default=None, gt=0)
+    idle_seconds: float = Field(default=3.0, ge=0)
+    energy_seconds: float = Field(default=5.0, ge=0)
+    telemetry: str = "auto"
+    telemetry_interval_s: float | None = Field(default=None, gt=0)
+    power_mode: str | None = None
+    clocks: Literal["auto", "lock", "leave"] = "auto"
+    cool_down_c: float | None = None
+    cool_down_seconds: float = Field(default=300.0, ge=0)
 
 
 class LatencySummary(Facts):
@@ -291,46 +299,6 @@ class ModelFacts(BaseModel):
     weights_sha256: str
 
 
-class PowerSummary(BaseModel):
-    """Power over the measurement.
-
-    Attributes:
-        rail: What was read, like "VDD_IN".
-        excludes: What that rail leaves out.
-        mean_w: Mean power.
-        peak_w: Highest sample.
-        energy_j: Energy of the whole measurement.
-        energy_per_token_j: The same per decoded token.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    rail: str
-    excludes: str
-    mean_w: float
-    peak_w: float
-    energy_j: float
-    energy_per_token_j: float
-
-
-class TemperatureSummary(BaseModel):
-    """Temperature over the measurement.
-
-    Attributes:
-        zone: Which sensor, like "tj".
-        start_c: At the first sample.
-        mean_c: Mean.
-        peak_c: Highest sample.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    zone: str
-    start_c: float
-    mean_c: float
-    peak_c: float
-
-
 class RooflineShare(Facts):
     """How near a decoded token came to what the memory allows.
 
@@ -405,14 +373,18 @@ class BenchRecord(Facts):
         timings: Samples and summaries.
         load_s: Time to load and check the engine, its libraries included.
         peak_memory_bytes: Highest resident size of the process, before any peer ran.
-        power: Power, where a sampler could read it.
+        pinned: What was done to hold mode and clocks still; None on what is no Jetson.
+        telemetry: The raw readings, where a sampler could read any.
+        power: Power, likewise.
         temperature: Temperature, likewise.
+        clocks: Clock of the GPU, likewise.
+        served: The load of the scenario "server"; None in the others.
         roofline: How near to the memory's limit.
         checks: What speaks for and against the record.
         comparisons: Peers in the same run.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     kind: Literal["mamba-orin benchmark"] = RECORD_KIND
     record_id: str
     date_utc: str
@@ -426,8 +398,12 @@ class BenchRecord(Facts):
     timings: Timings
     load_s: float | None
     peak_memory_bytes: int | None
+    pinned: Pinned | None
+    telemetry: TelemetryRecord | None
     power: PowerSummary | None
     temperature: TemperatureSummary | None
+    clocks: ClockSummary | None
+    served: ServedLoad | None
     roofline: RooflineShare | None
     checks: tuple[Check, ...]
     comparisons: tuple[Comparison, ...]
@@ -450,6 +426,18 @@ class BenchRecord(Facts):
             f"each further  {number(decode.median_ms):>8} ms  {_scatter(decode):<8}"
             f"  {number(timings.tokens_per_second)} tokens/s",
         ]
+        if self.power is not None and self.power.energy_per_token_j is not None:
+            power = self.power
+            lines.append(
+                f"energy        {number(power.energy_per_token_j or 0):>8} J  "
+                f"{'±' + number(power.energy_per_token_uncertainty_j or 0):<8}"
+                f"  per token, {number(power.mean_w or 0)} W of {power.rail}"
+            )
+        if self.temperature is not None:
+            heat = self.temperature
+            lines.append(
+                f"{heat.zone:<14}{number(heat.peak_c):>8} °C at most, from {heat.start_c:.0f}"
+            )
         for peer in self.comparisons:
             if peer.timings is None or peer.first_token_ratio is None:
                 lines.append(f"{peer.peer}: {peer.missing['timings']}")
@@ -597,6 +585,7 @@ def parse_record(values: object, path: Path) -> BenchRecord:
             f"{path} is not a benchmark record: found {found}",
             fix="name a file that `mamba-orin bench` wrote, or a folder of them",
         )
+    values = _upgraded(values)
     version = values.get("schema_version")
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
@@ -615,6 +604,32 @@ def parse_record(values: object, path: Path) -> BenchRecord:
             f"(found {str(first['input'])[:60]!r})",
             fix="measure again; a record is not meant to be edited by hand",
         ) from error
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 1, which knew no power, as one of schema 2."""
+    settings, missing = values.get("settings"), values.get("missing")
+    if (
+        values.get("schema_version") != 1
+        or not isinstance(settings, dict)
+        or not isinstance(missing, dict)
+    ):
+        return values
+    added = ("pinned", "telemetry", "clocks", "served")
+    return {
+        **values,
+        "schema_version": SCHEMA_VERSION,
+        "settings": {
+            **settings,
+            "scenario": "single" if settings.get("batch") == 1 else "batch",
+            "idle_seconds": 0.0,
+            "energy_seconds": 0.0,
+            "telemetry": "none",
+            "clocks": "leave",
+        },
+        "missing": {**missing, **dict.fromkeys(added, "no part of a record of schema 1")},
+        **dict.fromkeys(added),
+    }
 
 
 def _scatter(summary: LatencySummary) -> str:

@@ -12,7 +12,13 @@ import pytest
 _SERVE_TESTS = [
     *("test_chat_template.py", "test_http_server.py", "test_prefix_cache.py", "test_scheduler.py"),
     *("test_serve.py", "test_serve_limits.py", "test_serve_states.py", "test_server_settings.py"),
-    *("test_batch_rows.py", "test_self_check.py", "test_states.py", "test_text_assembly.py"),
+    *(
+        "test_batch_rows.py",
+        "test_self_check.py",
+        "test_server_load.py",
+        "test_states.py",
+        "test_text_assembly.py",
+    ),
 ]
 collect_ignore = [] if importlib.util.find_spec("fastapi") else _SERVE_TESTS
 

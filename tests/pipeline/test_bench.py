@@ -2,7 +2,8 @@
 """Benchmarks of a session whose speed the test decides, by a clock that the session turns."""
 
 import gc
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,23 +14,20 @@ import pytest
 
 from pipeline.architecture import MambaArchitecture
 from pipeline.bench import (
-    PEERS,
-    BenchProgress,
-    Peer,
-    Task,
+    Bystanders,
     benchmark_folder,
-    check_activity,
-    check_linear_growth,
     make_settings,
-    measure,
-    random_prompt,
     run_benchmark,
     write_record,
 )
 from pipeline.board import Activity, read_board
-from pipeline.errors import BackendError, BenchmarkError, MissingDependencyError, UsageError
-from pipeline.records import BenchRecord, BenchSettings, Check, Timings, read_record
+from pipeline.errors import BackendError, BenchmarkError, UsageError
+from pipeline.measuring import BenchProgress, Task, measure, random_prompt
+from pipeline.peers import PEERS, Measured, Peer
+from pipeline.records import BenchRecord, BenchSettings, Check, read_record
 from pipeline.session import Floats, State, TokenIds
+from pipeline.telemetry import NoSampler, Rail, Reading
+from pipeline.validity import check_activity, check_linear_growth
 from tests.pipeline.test_board import super_8gb
 from tests.pipeline.test_records import a_board
 
@@ -101,10 +99,13 @@ def run(
         cast("Any", engine),
         BenchSettings(**{"sequence_length": 8, "new_tokens": 32, "threads": 2, **settings}),
         peers,
-        clock=session.clock,
-        observe=idle,
-        board=a_board(),
         load_s=0.5,
+        world=Bystanders(
+            clock=session.clock,
+            observe=idle,
+            open_sampler=lambda *_: NoSampler("not in this test"),
+            board=a_board(),
+        ),
     )
 
 
@@ -253,10 +254,14 @@ def test_a_board_with_known_memory_gets_a_share(tmp_path: Path) -> None:
     engine = SimpleNamespace(session=session, manifest=manifest, bundle=tmp_path)
     record = run_benchmark(
         cast("Any", engine),
-        BenchSettings(sequence_length=8, new_tokens=32, threads=1),
-        clock=session.clock,
-        observe=idle,
-        board=board,
+        BenchSettings(sequence_length=8, new_tokens=32, threads=1, clocks="leave"),
+        world=Bystanders(
+            clock=session.clock,
+            observe=idle,
+            open_sampler=lambda *_: NoSampler("not in this test"),
+            board=board,
+            root=tmp_path,
+        ),
     )
     roof = record.roofline
     assert roof is not None
@@ -281,25 +286,29 @@ def test_an_unknown_peer_is_answered_with_the_known_ones() -> None:
     assert session.iteration == -1, "nothing may be measured before the command line is right"
 
 
-def test_a_peer_that_is_not_installed_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = Peer("no_such_package", "fp32", "convert", lambda _: pytest.fail("must not run"))
+def test_a_peer_that_is_not_there_is_recorded_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Peer(lambda _: "not installed", lambda _: pytest.fail("must not run"))
     monkeypatch.setitem(PEERS, "absent", absent)
-    with pytest.raises(MissingDependencyError) as error:
-        run(FakeSession(), peers=("absent",))
-    assert "mamba-orin[convert]" in error.value.fix
+    record = run(FakeSession(), peers=("absent", "onnxruntime"))
+    assert [c.missing["timings"] for c in record.comparisons] == [
+        "not installed",
+        "it is what this record itself measures",
+    ]
+    assert record.comparisons[0].timings is None
 
 
 def test_a_peer_gets_the_same_work_and_its_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = FakeSession(), FakeSession(lambda _: 300.0, lambda _i, _p: 20.0)
     tasks = []
 
-    def measure_peer(task: Task) -> Timings:
+    def measure_peer(task: Task) -> Measured:
         tasks.append(task)
         settings = task.settings
-        return measure(theirs, Task(task.bundle, task.architecture, task.prompt, settings,
-                                    theirs.clock, task.progress), "peer")  # fmt: skip
+        timings = measure(theirs, Task(task.bundle, task.architecture, task.prompt, settings,
+                                       theirs.clock, task.progress), "peer")  # fmt: skip
+        return Measured(timings, np.__version__, "fp32")
 
-    monkeypatch.setitem(PEERS, "peer", Peer("numpy", "fp32", "convert", measure_peer))
+    monkeypatch.setitem(PEERS, "peer", Peer(lambda _: None, measure_peer, package="numpy"))
     record = run(ours, peers=("peer",), bundle=Path("somewhere"))
     (comparison,) = record.comparisons
     assert comparison.first_token_ratio == pytest.approx(3)
@@ -314,10 +323,10 @@ def test_a_peer_gets_the_same_work_and_its_ratio(monkeypatch: pytest.MonkeyPatch
 def test_a_peer_that_fails_does_not_take_our_result_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(_: Task) -> Timings:
+    def fail(_: Task) -> Measured:
         raise BackendError("out of memory")
 
-    monkeypatch.setitem(PEERS, "peer", Peer("numpy", "fp32", "convert", fail))
+    monkeypatch.setitem(PEERS, "peer", Peer(lambda _: None, fail))
     record = run(FakeSession(), peers=("peer",))
     (comparison,) = record.comparisons
     assert comparison.timings is None
@@ -370,3 +379,142 @@ def test_a_real_engine_beside_torch(engine: Path) -> None:
         torch.timings.decode.median_ms / record.timings.decode.median_ms
     )
     assert {report.subject for report in reports} == {"engine", "onnxruntime", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [
+        ({"scenario": "server"}, "--request-rate"),
+        ({"request_rate_per_s": 2.0}, "--request-rate"),
+        ({"scenario": "single", "batch": 2}, "--batch"),
+        ({"telemetry": "thermometer"}, "--telemetry"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    values: dict[str, Any], option: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        make_settings(**values)
+    assert option in str(error.value) + error.value.fix
+
+
+def test_the_scenario_follows_from_the_batch() -> None:
+    assert make_settings(batch=4).scenario == "batch"
+    assert make_settings(batch=1).scenario == "single"
+
+
+@dataclass
+class Board:
+    """A simulated board on a simulated clock: sensors and a session move the same time."""
+
+    session: FakeSession
+    temperature_c: float = 50.0
+    watts_by_phase: Callable[[float], float] = lambda _: 10.0
+    interval_s: float = 0.1
+    source: str = "sysfs"
+    rail: Rail | None = field(
+        default_factory=lambda: Rail("VDD_IN", ("power_w/VDD_IN",), False, "the carrier board")
+    )
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def sleep(self, seconds: float) -> None:
+        self.session.now_s += seconds
+
+    def readings(self, stop: threading.Event) -> Iterator[Reading]:
+        """All readings of the finished run, made once it is over: time here is not real."""
+        stop.wait()
+        now = 1000.0
+        while now < self.session.now_s:
+            values = {"power_w/VDD_IN": self.watts_by_phase(now)}
+            values |= {"temperature_c/tj": self.temperature_c, "clock_mhz/gpu": 1020.0}
+            values |= {"events/oc3": (now - 1000.0) * 5, "swap_used_bytes": 0.0}
+            yield Reading(now, values)
+            now += self.interval_s
+
+    def close(self) -> float:
+        return 0.0
+
+
+def measured_on(board: Board, **settings: Any) -> BenchRecord:
+    manifest = SimpleNamespace(
+        architecture=ARCHITECTURE, precision="fp16", model_name="tiny", weights_sha256="0",
+        versions={}, weights_bytes=48,
+    )  # fmt: skip
+    engine = SimpleNamespace(session=board.session, manifest=manifest, bundle=Path())
+    return run_benchmark(
+        cast("Any", engine),
+        BenchSettings(**{"sequence_length": 8, "new_tokens": 32, "threads": 1, **settings}),
+        load_s=1.0,
+        world=Bystanders(
+            clock=board.session.clock,
+            observe=idle,
+            open_sampler=lambda *_: board,
+            board=a_board(),
+            sleep=board.sleep,
+        ),
+    )
+
+
+def test_energy_of_idling_prompts_and_tokens_is_told_apart() -> None:
+    """4 W for 3 s of idling; then 5 s of prompts of 0.1 s and 5 s of tokens of 5 ms at 12 W."""
+    board = Board(FakeSession(), watts_by_phase=lambda now: 4.0 if now < 1003.0 else 12.0)
+    record = measured_on(board)
+    power = record.power
+    assert power is not None
+    assert (power.rail, power.excludes) == ("VDD_IN", "the carrier board")
+    phases = {phase.phase: phase for phase in power.phases}
+    assert set(phases) == {"idle", "prefill", "decode", "measure"}
+    idling = phases["idle"]
+    assert idling.energy_j is not None
+    assert idling.uncertainty_j is not None
+    assert abs(idling.energy_j - 4.0 * 3.0) <= idling.uncertainty_j
+    assert power.idle_w is not None
+    assert power.idle_w == pytest.approx(idling.energy_j / 3.0)
+    decode, prefill = phases["decode"], phases["prefill"]
+    # Each begins once more before the time is up: 50 prompts; 32 continuations of 0.16 s.
+    assert prefill.tokens == 8 * 50
+    assert decode.tokens == 32 * 32
+    assert decode.energy_j == pytest.approx(12 * 32 * 32 * 0.005, rel=1e-6)
+    assert power.energy_per_token_j == pytest.approx(12 * 0.005)
+    assert decode.net_energy_per_token_j == pytest.approx((12 - power.idle_w) * 0.005)
+    assert prefill.energy_per_token_j == pytest.approx(12 * 0.1 / 8, rel=0.01)
+    assert power.energy_per_token_uncertainty_j is not None
+    assert power.mean_w == pytest.approx(12.0)
+    assert record.temperature is not None
+    assert record.temperature.zone == "tj"
+    assert record.clocks is not None
+    assert record.clocks.lowest_mhz == 1020
+    assert record.telemetry is not None
+    raw = record.telemetry.channels["power_w/VDD_IN"]
+    assert raw.values[0] == 4.0
+    assert raw.values[-1] == 12.0
+    assert record.telemetry.phases[0].name == "idle"
+    for name in ("not throttled", "no over-current", "no swap in use", "clocks stood still",
+                 "heat settled", "enough power readings"):  # fmt: skip
+        assert check(record, name).passed is True, check(record, name)
+    assert "60" in record.summary_text() or "0.06" in record.summary_text()
+
+
+def test_a_record_with_power_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    record = measured_on(Board(FakeSession()))
+    write_record(record, tmp_path / "record.json")
+    assert read_record(tmp_path / "record.json") == record
+
+
+def test_without_sensors_no_time_is_spent_on_them() -> None:
+    session = FakeSession()
+    record = run(session)
+    assert record.telemetry is None
+    assert record.power is None
+    assert record.missing["power"] == "not in this test"
+    expected_s = 0.1 + 32 * 0.005
+    assert session.now_s - 1000.0 == pytest.approx((session.iteration + 1) * expected_s)
+    assert check(record, "not throttled").passed is None
+
+
+def test_energy_can_be_left_out() -> None:
+    record = measured_on(Board(FakeSession()), energy_seconds=0, idle_seconds=0)
+    assert record.power is not None
+    assert record.power.energy_per_token_j is None
+    assert "not measured" in record.power.missing["energy_per_token_j"]
+    assert record.power.missing["idle_w"] == "idling was not measured"

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from pydantic import ValidationError
 
@@ -46,7 +47,8 @@ def a_record(record_id: str = "one") -> BenchRecord:
         batch=1,
         stopped="iterations",
     )
-    absent = ("load_s", "peak_memory_bytes", "power", "temperature", "roofline")
+    absent = ["load_s", "peak_memory_bytes", "power", "temperature", "roofline"]
+    absent += ["pinned", "telemetry", "clocks", "served"]
     nothing: dict[str, Any] = dict.fromkeys(absent)
     return BenchRecord(
         record_id=record_id,
@@ -152,7 +154,7 @@ def _changed(**changes: object) -> bytes:
         (b"\x89PNG\r\n", "not JSON", "bench ENGINE"),
         (b'{"kind": "engine"}', "kind 'engine'", "mamba-orin bench"),
         (b"[1, 2]", "without a record's `kind`", "mamba-orin bench"),
-        (_changed(schema_version=2), "schema 2; this version reads 1", "update mamba-orin"),
+        (_changed(schema_version=3), "schema 3; this version reads 2", "update mamba-orin"),
         (_changed(schema_version="x"), "schema 'x'", "measure again"),
         (_changed(backend=7), "backend", "measure again"),
         (_changed(settings={"seed": "12"}), "settings.seed", "measure again"),
@@ -228,3 +230,27 @@ def test_the_summary_says_result_peers_and_failed_checks() -> None:
     text = record.model_copy(update={"comparisons": (peer,), "checks": (failed,)}).summary_text()
     assert "torch 9 takes 2.00 times as long to the first token and 3.00 times" in text
     assert "check failed: no swapping: 3 pages" in text
+
+
+def test_a_record_of_schema_1_is_still_read() -> None:
+    """The one that is kept from before records knew power."""
+    path = Path(__file__).parents[1] / "records" / "schema_1.json"
+    assert json.loads(path.read_text())["schema_version"] == 1
+    record = read_record(path)
+    assert record.schema_version == 2
+    assert record.telemetry is None
+    assert record.missing["telemetry"] == "no part of a record of schema 1"
+    assert record.settings.telemetry == "none"
+    assert record.timings.decode.count > 0
+
+
+def test_the_published_schema_is_that_of_the_code_and_records_keep_to_it() -> None:
+    folder = Path(__file__).parents[2] / "docs"
+    schema = json.loads((folder / "record.schema.json").read_text())
+    found = {**BenchRecord.model_json_schema(mode="serialization")}
+    assert {key: schema[key] for key in found} == found, "run: make schema"
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    validator.validate(json.loads(a_record().to_json()))
+    wrong = {**json.loads(a_record().to_json()), "backend": 7}
+    assert [error.json_path for error in validator.iter_errors(wrong)] == ["$.backend"]

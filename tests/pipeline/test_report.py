@@ -284,7 +284,7 @@ def test_a_broken_record_is_listed_and_the_others_are_kept(tmp_path: Path) -> No
     assert "model-one" in text
     assert "3 files could not be taken into this report" in text
     assert "end too early" in text
-    assert "schema 99; this version reads 1" in text
+    assert "schema 99; this version reads 2" in text
     assert "update mamba-orin to read it" in text
     assert "No such file" in text
 
