@@ -32,6 +32,7 @@ _EXTRAS = {
     "jinja2": "report",
     "markupsafe": "report",
     "matplotlib": "report",
+    "duckdb": "report",
     "fastapi": "serve",
     "prometheus_client": "serve",
     "uvicorn": "serve",
@@ -283,7 +284,9 @@ def _run_bench(args: argparse.Namespace) -> None:
 def _run_report(args: argparse.Namespace) -> None:
     from pipeline.report import write_report
 
-    _say(f"wrote {write_report(args.sources, args.output)}")
+    page = write_report(args.sources, args.output, against=args.against, tables=args.table)
+    for path in (page, *args.table):
+        _say(f"wrote {path}")
 
 
 def _run_board(args: argparse.Namespace) -> None:
@@ -797,6 +800,23 @@ def _add_report(verbs: Any) -> None:
         default=Path("report.html"),
         metavar="FILE",
         help="the page (default: report.html)",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RECORD_OR_FOLDER",
+        help="records of an earlier report: tells what has become slower or thirstier since; "
+        "may be given again",
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write one row for each record as well, .csv or .parquet; may be given again",
     )
 
 

@@ -12,13 +12,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RecordError
+from pipeline.record_rows import collect
 from pipeline.records import BenchRecord, Comparison, RooflineShare, Timings, number
-from pipeline.report import (
-    byte_size,
-    collect_records,
-    render_report,
-    write_report,
-)
+from pipeline.report import byte_size, render_record, write_report
 from tests.pipeline.test_records import a_record
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -110,7 +106,7 @@ def test_one_record_gives_one_page_that_needs_nothing_else(tmp_path: Path) -> No
 
 def test_numbers_are_those_of_the_record() -> None:
     record = named("one")
-    text = Page(render_report([record])).text
+    text = Page(render_record(record)).text
     found = record.timings
     samples = np.concatenate([np.asarray(row) for row in found.decode_samples_ms])
     assert f"{np.median(samples):.1f} ms/token" in text
@@ -129,7 +125,7 @@ def test_numbers_are_those_of_the_record() -> None:
 
 def test_charts_are_drawn_from_the_samples() -> None:
     record = named("one")
-    page = Page(render_report([record]))
+    page = Page(render_record(record))
     decoded = np.asarray(record.timings.decode_samples_ms)
     first = f"token 1: {number(float(np.median(decoded[:, 0])))} ms"
     assert sum(tip.startswith(first) for tip in page.tips) == 2, "wide and narrow"
@@ -144,7 +140,7 @@ def test_charts_are_drawn_from_the_samples() -> None:
 
 
 def test_charts_take_the_colours_of_the_page() -> None:
-    charts = re.findall(r"<svg.*?</svg>", render_report([named("one")]), re.DOTALL)
+    charts = re.findall(r"<svg.*?</svg>", render_record(named("one")), re.DOTALL)
     assert len(charts) == 4
     for chart in charts:
         ElementTree.fromstring(chart)  # well-formed on its own
@@ -155,7 +151,7 @@ def test_charts_take_the_colours_of_the_page() -> None:
 
 
 def test_the_same_records_give_the_same_page() -> None:
-    assert render_report([named("one")]) == render_report([named("one")])
+    assert render_record(named("one")) == render_record(named("one"))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +159,7 @@ def test_the_same_records_give_the_same_page() -> None:
 )
 def test_few_and_odd_samples_can_be_drawn_too(samples: list[list[float]]) -> None:
     odd = Timings.from_samples([5.0], samples, sequence_length=1, batch=1, stopped="iterations")
-    text = Page(render_report([named("one", timings=odd)])).text
+    text = Page(render_record(named("one", timings=odd))).text
     assert "nan" not in text.lower()
     assert ("1 slower than" in text) == (9000.0 in samples[0])
 
@@ -185,7 +181,7 @@ def test_peers_are_shown_with_their_ratio_or_their_reason() -> None:
             "missing": dict.fromkeys(fields, "it ran out of memory"),
         }
     )
-    text = Page(render_report([named("one", comparisons=(peer, failed))])).text
+    text = Page(render_record(named("one", comparisons=(peer, failed)))).text
     assert "torch 9.9" in text
     assert "4.00\u00d7" in text
     assert "it ran out of memory" in text
@@ -196,10 +192,10 @@ def test_a_failed_check_is_said_at_the_top() -> None:
         {"name": "no other load", "passed": False, "detail": "others used 40 %"},
         {"name": "no swapping", "passed": None, "detail": "cannot tell"},
     ]
-    text = Page(render_report([named("one", checks=checks)])).text
+    text = Page(render_record(named("one", checks=checks))).text
     assert text.index("1 of 2 checks failed: no other load") < text.index("Time to first token")
     assert "others used 40 %" in text
-    fine = Page(render_report([named("two", checks=checks[1:])])).text
+    fine = Page(render_record(named("two", checks=checks[1:]))).text
     assert "valid: no check failed" in fine
 
 
@@ -213,55 +209,27 @@ def test_a_roofline_is_called_predicted_and_a_missing_one_is_explained() -> None
         share_percent=79.1,
     )
     missing = {key: value for key, value in a_record().missing.items() if key != "roofline"}
-    text = Page(render_report([named("one", roofline=known, missing=missing)])).text
+    text = Page(render_record(named("one", roofline=known, missing=missing))).text
     assert "79 % of what the memory of orin-nano-8gb, MAXN_SUPER allows" in text
     assert "a prediction from data sheets" in text
     fields = ("board", "bandwidth_gb_per_s", "bound_ms_per_token", "share_percent")
     unknown = {**known.model_dump(), **dict.fromkeys(fields)}
     unknown["missing"] = dict.fromkeys(fields, "this machine is not in the board table")
-    text = Page(render_report([named("one", roofline=unknown, missing=missing)])).text
+    text = Page(render_record(named("one", roofline=unknown, missing=missing))).text
     assert "A share cannot be given: this machine is not in the board table" in text
 
 
 def test_what_has_no_value_has_a_reason_on_the_page() -> None:
-    text = Page(render_report([named("one")])).text
+    text = Page(render_record(named("one"))).text
     assert "power not in this test" in text
     assert "first token: p90 ms needs 100 samples, there are 5" in text
 
 
 def test_text_from_a_record_cannot_become_markup() -> None:
     evil = "<script>alert(1)</script>&\"'"
-    html = render_report([named("one", command=evil, generator=evil)])
+    html = render_record(named("one", command=evil, generator=evil))
     assert "<script>alert" not in html
     assert evil in Page(html).text
-
-
-def test_many_records_give_a_table_and_bars_in_order() -> None:
-    records = [named(f"r{i}", step_ms=float(i)) for i in (1, 4, 2)]
-    html = render_report(records)
-    text = Page(html).text
-    assert "3 benchmark records" in text
-    bars = html[html.index('<div class="bars">') : html.index("All records")]
-    assert re.findall(r"model-r\d", bars) == ["model-r1", "model-r2", "model-r4"]
-    widths = [float(width) for width in re.findall(r"width: ([\d.]+)%", bars)]
-    assert widths == pytest.approx([100, 50, 25], rel=0.01)
-    rows = re.findall(r'<td class="numeric" data-value="([\d.]+)">', html)
-    assert float(rows[1]) == records[0].timings.decode.median_ms
-    assert html.count('<details class="record">') == 3
-
-
-def test_every_record_is_in_the_table_though_not_in_detail(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("pipeline.report.MAXIMUM_DETAILED", 2)
-    monkeypatch.setattr("pipeline.report.MAXIMUM_BARS", 3)
-    records = [named(f"r{i}") for i in range(5)]
-    html = render_report(records)
-    assert html.count('<details class="record">') == 2
-    table = html[html.index('class="sortable"') : html.index("Each record")]
-    assert all(record.model.name in table for record in records)
-    assert "The first 2 of 5" in html
-    assert "The fastest 3 of 5" in html
 
 
 def test_folders_are_searched_and_foreign_json_is_passed_over(tmp_path: Path) -> None:
@@ -269,9 +237,9 @@ def test_folders_are_searched_and_foreign_json_is_passed_over(tmp_path: Path) ->
     write(tmp_path / "b" / "deep", named("two"))
     (tmp_path / "b" / "manifest.json").write_text('{"kind": "engine"}')
     (tmp_path / "b" / "notes.txt").write_text("not JSON")
-    records, broken = collect_records([tmp_path])
-    assert [record.record_id for record in records] == ["one", "two"]
-    assert broken == []
+    found = collect([tmp_path])
+    assert [row.record_id for row in found.rows] == ["one", "two"]
+    assert found.broken == []
 
 
 def test_a_broken_record_is_listed_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -292,17 +260,17 @@ def test_a_broken_record_is_listed_and_the_others_are_kept(tmp_path: Path) -> No
 def test_a_record_counts_once_however_often_it_is_found(tmp_path: Path) -> None:
     folder = write(tmp_path / "records", named("one"))
     (folder / "copy.json").write_bytes(named("one").to_json())
-    records, broken = collect_records([folder, folder / "one.json"])
-    assert len(records) == 1
-    assert "the same record as" in broken[0].reason
+    found = collect([folder, folder / "one.json"])
+    assert len(found.rows) == 1
+    assert "the same record as" in found.broken[0].reason
 
 
 def test_a_named_file_that_is_no_record_is_listed(tmp_path: Path) -> None:
     write(tmp_path, named("one"))
     other = tmp_path / "manifest.json"
     other.write_text('{"kind": "engine"}')
-    _, broken = collect_records([tmp_path / "one.json", other])
-    assert "a file of kind 'engine'" in broken[0].reason
+    found = collect([tmp_path / "one.json", other])
+    assert "a file of kind 'engine'" in found.broken[0].reason
 
 
 def test_no_record_at_all_is_an_error_with_its_reason(tmp_path: Path) -> None:
