@@ -47,7 +47,8 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play):
         """Learns which boards there are, so that none is missing from the table."""
         manager = play.get_variable_manager()
-        for host in manager._inventory.get_hosts(play.hosts):
+        # With "serial" the inventory is restricted to a batch.
+        for host in manager._inventory.get_hosts(play.hosts, ignore_restrictions=True):
             self._board(host.get_name())
         self.only_looks = self.only_looks or bool(play.check_mode)
 

@@ -103,6 +103,9 @@ def started_engine(work: Path, networks: Sequence[Network] = ()) -> Iterator[Eng
     engine = Engine(work)
     try:
         _wait(engine, daemon)
+        # What a run that was killed has left; images stay.
+        if engine.containers():
+            engine.docker("rm", "--force", "--volumes", *engine.containers())
         have = engine.docker("network", "ls", "--format", "{{.Name}}").split()
         for network in networks:
             if network.name not in have:

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from tests.boards.engine import Engine, Network
-from tests.boards.image import ROOT, board_image, key_file
+from tests.boards.image import HERE, ROOT, board_image, key_file
 from tests.boards.simulated import Board, archive
 
 NETWORK = Network("boards", "10.213.0.0/24")
@@ -110,6 +110,35 @@ class Fleet:
         """Which boot of a board this is."""
         return self.run_in(name, "cat /proc/sys/kernel/random/boot_id").strip()
 
+    def kill_at(self, name: str, task: str, after_s: float) -> bool:
+        """Provisions a board until a task ("role: task"), and kills the run there.
+
+        Returns:
+            Whether it got there.
+        """
+        tag = f"killed-{name}"
+        note = self.engine.work / "plays" / tag / "reached"
+        note.unlink(missing_ok=True)
+        self.play(
+            "provision.yml",
+            limit=[name],
+            tag=tag,
+            environment={
+                "ANSIBLE_CALLBACK_PLUGINS": f"{ROOT}/playbooks/callback_plugins:{HERE}/callback_plugins",
+                "ANSIBLE_CALLBACKS_ENABLED": "killed_at_task",
+                "KILL_AT": task,
+                "KILL_AFTER_S": str(after_s),
+                "KILL_NOTE": str(note),
+            },
+        )
+        return note.exists()
+
+    def cut_power(self, name: str) -> None:
+        """Ends everything on a board at once, and gives the power back."""
+        self.engine.docker("kill", name)
+        self.engine.docker("start", name)
+        self._wait(name)
+
     def reboot(self, name: str) -> None:
         """Takes the power away and gives it back."""
         self.engine.docker("restart", "--time", "1", name)
@@ -123,6 +152,7 @@ class Fleet:
         variables: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
         tag: str = "run",
+        sample_s: float = 10,
     ) -> Run:
         """Runs a playbook of the repository against these boards."""
         place = self.engine.work / "plays" / tag
@@ -131,37 +161,37 @@ class Fleet:
         summary, usage = place / "summary.json", place / "usage"
         summary.unlink(missing_ok=True)
         command = [
-            "/usr/bin/env", "python3", "-c", _MEASURE, str(usage),
+            "/usr/bin/env", "python3", "-c", _MEASURE, str(usage), str(sample_s),
             str(Path(sys.executable).parent / "ansible-playbook"), playbook,
-            "--inventory", str(place / "inventory"), "--forks", "10", *arguments,
+            "--inventory", str(place / "inventory"), *arguments,
         ]  # fmt: skip
         if limit:
             command += ["--limit", ",".join(limit)]
         if variables:
             command += ["--extra-vars", json.dumps(variables)]
         began = time.monotonic()
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "MAMBA_ORIN_SUMMARY": str(summary),
-                "ANSIBLE_HOST_KEY_CHECKING": "false",
-                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(place / "cp"),
-                "ANSIBLE_FORCE_COLOR": "false",
-                "ANSIBLE_LOCAL_TEMP": str(place / "tmp"),
-                **(environment or {}),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=3000,
-            check=False,
-        )
-        (place / "output.txt").write_text(done.stdout)
+        # To a file, so that one can watch it.
+        with (place / "output.txt").open("w") as stream:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "MAMBA_ORIN_SUMMARY": str(summary),
+                    "ANSIBLE_HOST_KEY_CHECKING": "false",
+                    "ANSIBLE_SSH_CONTROL_PATH_DIR": str(place / "cp"),
+                    "ANSIBLE_FORCE_COLOR": "false",
+                    "ANSIBLE_LOCAL_TEMP": str(place / "tmp"),
+                    **(environment or {}),
+                },
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=3000,
+                check=False,
+            )
         return Run(
             code=done.returncode,
-            output=done.stdout,
+            output=(place / "output.txt").read_text(),
             seconds=time.monotonic() - began,
             peak_mib=int(usage.read_text()) if usage.exists() else 0,
             boards=json.loads(summary.read_text()) if summary.exists() else {},
@@ -173,7 +203,11 @@ class Fleet:
 
     def files(self, name: str) -> str:
         """Every file of a board with its sum, but those that change by themselves."""
-        return self.run_in(name, _ALL_FILES, timeout=120)
+        # What the image has is told by its name alone as long as it is as it was.
+        ignored = re.compile(_CHANGES_BY_ITSELF)
+        lines = self.engine.docker("diff", name).splitlines()
+        differing = [line for line in lines if not ignored.search(line)]
+        return "\n".join([*differing, self.run_in(name, _OWN_FILES, timeout=300)])
 
     def _start(self, image: str, board: Board) -> None:
         docker = self.engine.docker
@@ -198,12 +232,13 @@ class Fleet:
         for command in _disk_commands(board):
             self.run_in(board.name, command)
         if board.root_is_read_only:
-            self.run_in(board.name, "mount -t tmpfs tmpfs /tmp; /usr/bin/mount -o remount,ro /")
+            # The root of a container cannot be mounted read-only while it runs, parts of it can.
+            self.run_in(board.name, "for part in /etc /usr /opt /var/lib; do /usr/bin/mount --bind "
+                        "$part $part && /usr/bin/mount -o remount,bind,ro $part; done")  # fmt: skip
 
     def _wait(self, name: str) -> None:
         for _ in range(120):
-            if self.succeeds(name, "systemctl is-active --quiet ssh.service nvpmodel.service ||"
-                             " systemctl is-active --quiet ssh.service"):  # fmt: skip
+            if self.succeeds(name, "systemctl is-active --quiet ssh.service"):
                 return
             time.sleep(0.5)
         raise RuntimeError(f"{name} does not come up: {self.engine.docker('logs', name)[-500:]}")
@@ -230,20 +265,21 @@ class Fleet:
 def _disk_commands(board: Board) -> list[str]:
     if board.disk in ("absent", "root"):
         return []
-    make = ["truncate --size 500G /dev/nvme0n1"]
+    make = ["truncate --size 500G /fake/disk && ln -s /fake/disk /dev/nvme0n1"]
     if board.disk == "ours":
-        make.append("mkfs.ext4 -q -F -L mamba-orin /dev/nvme0n1")
+        make.append("/usr/sbin/mkfs.ext4 -q -F -L mamba-orin /dev/nvme0n1")
     if board.disk == "foreign":
-        make.append("mkfs.ext4 -q -F -L holiday-photos /dev/nvme0n1")
+        make.append("/usr/sbin/mkfs.ext4 -q -F -L holiday-photos /dev/nvme0n1")
         make.append("echo precious > /fake/nvme/photo.jpg")
     return make
 
 
 # Peak memory of the whole run, which is Ansible and its workers together.
 _MEASURE = """
-import os, subprocess, sys, threading, time
-target = sys.argv[1]
-child = subprocess.Popen(sys.argv[2:])
+import os, subprocess, sys, time
+target, pause_s = sys.argv[1], float(sys.argv[2])
+# In a group of its own, so that a test can kill it as a whole.
+child = subprocess.Popen(sys.argv[3:], start_new_session=True)
 peak = 0
 def tree(pid):
     try:
@@ -254,19 +290,27 @@ def tree(pid):
     return pss + sum(tree(kid) for kid in kids)
 while child.poll() is None:
     peak = max(peak, tree(child.pid))
-    time.sleep(0.5)
+    try:
+        child.wait(pause_s)
+    except subprocess.TimeoutExpired:
+        pass
 open(target, "w").write(str(peak // 1024))
 sys.exit(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 """
 
-_ALL_FILES = r"""
-find /etc /opt /usr /var /home /root /mnt /fake -xdev -type f \
+_CHANGES_BY_ITSELF = (
+    r"^C /|/var/(log|cache)|/var/lib/(systemd|private|apt)|/\.ansible|__pycache__|\.pwd\.lock|"
+    r"/etc/machine-id|/(tmp|dev|proc|sys|run)/|/fake/drop_connection"
+)
+_OWN_FILES = r"""
+find /etc /opt /usr/local /var /home /root /mnt /fake -xdev -type f \
   ! -path '/var/log/*' ! -path '/var/cache/*' ! -path '/var/lib/systemd/*' \
   ! -path '/home/nvidia/.ansible/*' ! -path '/root/.ansible/*' ! -name '*.pyc' \
   ! -path '/var/lib/private/*' ! -path '/var/lib/apt/*' ! -path '/etc/.pwd.lock' \
-  ! -path '/etc/machine-id' ! -path '/fake/drop_connection' -print0 | sort -z |
+  ! -path '/etc/machine-id' ! -path '/fake/drop_connection' ! -path /fake/disk -print0 | sort -z |
 xargs -0 sha256sum
-ls -l /mnt /dev/nvme0n1 2>/dev/null | awk '{print $1, $3, $5, $NF}' || true
+ls -l /mnt | awk '{print $1, $3, $5, $NF}'
+if [ -e /fake/disk ]; then head --bytes 4M /fake/disk | sha256sum; fi
 """
 
 # State that must be the same whichever way a board got there. Identifiers and times differ.

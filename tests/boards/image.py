@@ -156,6 +156,8 @@ _SYSTEM_FILES = {
         # A container has the kernel's number of the boot of the machine around it.
         "cat /proc/sys/kernel/random/uuid >/run/boot_id\n"
         "/usr/bin/mount --bind /run/boot_id /proc/sys/kernel/random/boot_id\n"
+        # /dev is empty after every start of a container.
+        "test ! -e /fake/disk || ln -sf /fake/disk /dev/nvme0n1\n"
         "awk '$1 ~ /^UUID=/ && $2 == \"/mnt/nvme\" {print $2}' /etc/fstab |\n"
         "while read -r place; do mountpoint -q $place || /usr/local/bin/mount $place; done\n"
         "test -e /fake/proc/swaps.boot && cp /fake/proc/swaps.boot /fake/proc/swaps\n"
