@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+import numpy as np
 from markupsafe import Markup
 
 if TYPE_CHECKING:
@@ -177,10 +178,11 @@ def _place(axes: Axes, height: float, x: float, y: float) -> tuple[float, float]
 def _add_dots(root: ElementTree.Element, axes: Axes, dots: Sequence[Dots]) -> None:
     """A path of strokes without length, whose round caps are the dots."""
     height = float(root.attrib["viewBox"].split()[3])
+    scale = _POINTS_PER_INCH / axes.figure.dpi
     for layer in dots:
-        places = (_place(axes, height, x, y) for x, y in zip(layer.x, layer.y, strict=True))
+        places = axes.transData.transform(np.column_stack((layer.x, layer.y))) * scale
         # Dots that fall on the same tenth of a pixel are one.
-        moments = dict.fromkeys(f"M{x:.1f} {y:.1f}h0" for x, y in places)
+        moments = dict.fromkeys(f"M{x:.1f} {height - y:.1f}h0" for x, y in places.tolist())
         ElementTree.SubElement(
             root,
             f"{{{_SVG}}}path",
