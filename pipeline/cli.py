@@ -274,6 +274,10 @@ def _run_bench(args: argparse.Namespace) -> None:
             llama_model=args.llama_model,
         )
     write_record(record, args.output)
+    if args.metrics is not None:
+        from pipeline.bench_metrics import write_metrics
+
+        write_metrics(record, args.metrics)
     if args.json:
         sys.stdout.write(record.to_json().decode())
         return
@@ -714,6 +718,13 @@ def _add_bench(verbs: Any) -> None:
         help="the same model for llama.cpp's llama-bench",
     )
     _add_bench_conditions(parser)
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FOLDER",
+        help="write the main figures for the board's Prometheus exporter as well "
+        "(on a provisioned board: /var/lib/mamba-orin/metrics)",
+    )
     parser.add_argument("--json", action="store_true", help="print the record to stdout as well")
 
 

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: MIT
 """Answers Prometheus with what sysfs says of a Jetson board; needs nothing but Python.
 
+The figures of the newest benchmarks come beside them: lines that `mamba-orin bench --metrics` has
+written. Anything else in its files is passed over.
+
 A sensor that cannot be read is left out: a missing value is not zero.
 """
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import re
 from pathlib import Path
 
 METRICS = {
@@ -21,8 +25,21 @@ METRICS = {
     "overcurrent_events_total": "Times that the hardware throttled for too much current",
     "memory_available_bytes": "Memory that programs can still get",
     "swap_used_bytes": "Swap in use",
+    "throttle_state": "How far a cooling device holds clocks down; 0 is not at all",
+    "benchmark_joules_per_token": "Energy of a decoded token, idle power included",
+    "benchmark_watts": "Mean power while decoding",
+    "benchmark_tokens_per_second": "Decoded tokens a second",
+    "benchmark_first_token_seconds": "Median time to the first token",
+    "benchmark_peak_celsius": "Highest temperature of the run",
+    "benchmark_roofline_ratio": "Share of what the memory allows",
+    "benchmark_failed_checks": "Validity checks that failed",
+    "benchmark_timestamp_seconds": "When the benchmark began",
 }
 COUNTERS = {"overcurrent_events_total"}
+BENCHMARKS = "var/lib/mamba-orin/metrics"
+# Cooling devices that hold clocks down; the fan is one, too, and is meant to run.
+HOLDS_CLOCKS = re.compile(r"cpu|gpu|devfreq|throttl", re.IGNORECASE)
+BENCHMARK = re.compile(r'mamba_orin_(benchmark_\w+)\{((?:\w+="(?:[^"\\]|\\.)*",?)+)\} (\S+)')
 
 
 def read(path):
@@ -48,6 +65,10 @@ def samples(root):
         # A sensor that is off says -256.
         if value is not None and name and value > -200_000:
             yield "temperature_celsius", {"zone": name.replace("-thermal", "")}, value / 1000
+    for cooling in sorted((root / "sys/class/thermal").glob("cooling_device*")):
+        value, name = number(cooling / "cur_state"), read(cooling / "type")
+        if value is not None and name and HOLDS_CLOCKS.search(name):
+            yield "throttle_state", {"device": name}, value
     yield from clocks(root)
     for hwmon in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         if read(hwmon / "name") == "soctherm_oc":
@@ -103,19 +124,37 @@ def memory(root):
         yield "swap_used_bytes", {}, sizes["SwapTotal"] - sizes["SwapFree"]
 
 
+def benchmarks(root):
+    """Lines of the newest benchmarks: metric, labels as they are written, value."""
+    for file in sorted((Path(root or "/") / BENCHMARKS).glob("*.prom")):
+        for line in (read(file) or "").splitlines():
+            found = BENCHMARK.fullmatch(line)
+            if not found or found[1] not in METRICS:
+                continue
+            try:
+                yield found[1], found[2], float(found[3])
+            except ValueError:
+                continue
+
+
 def page(root):
-    """The answer in Prometheus' text format."""
-    lines = []
-    seen = set()
+    """The answer in Prometheus' text format, in which a metric's lines stand together."""
+    lines = {}
     for metric, labels, value in samples(root):
-        name = f"mamba_orin_{metric}"
-        if metric not in seen:
-            seen.add(metric)
-            kind = "counter" if metric in COUNTERS else "gauge"
-            lines += [f"# HELP {name} {METRICS[metric]}", f"# TYPE {name} {kind}"]
         inside = ",".join(f'{key}="{text}"' for key, text in labels.items())
-        lines.append(f"{name}{{{inside}}} {value:g}" if inside else f"{name} {value:.10g}")
-    return "\n".join(lines) + "\n"
+        lines.setdefault(metric, {})[inside] = value
+    for metric, inside, value in benchmarks(root):
+        lines.setdefault(metric, {})[inside] = value
+    text = []
+    for metric, found in lines.items():
+        name = f"mamba_orin_{metric}"
+        kind = "counter" if metric in COUNTERS else "gauge"
+        text += [f"# HELP {name} {METRICS[metric]}", f"# TYPE {name} {kind}"]
+        text += [
+            f"{name}{{{inside}}} {value:.10g}" if inside else f"{name} {value:.10g}"
+            for inside, value in found.items()
+        ]
+    return "\n".join(text) + "\n"
 
 
 def handler(root):
