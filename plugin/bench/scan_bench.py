@@ -3,7 +3,8 @@
 
 Shapes are those of the five published models, batch 1. Inputs rotate through buffers larger than
 the L2 cache together. Needs torch, cuda-python, libs6.so and a GPU; the peer is timed when its
-compiled extension can be imported. Writes docs/measurements/scan.json itself.
+compiled extension can be imported. Where it cannot, --peer-from takes its times from an earlier
+file of the same GPU, and each row says of which date they are. Writes the file itself.
 
     python plugin/bench/scan_bench.py --output docs/measurements/scan.json
 """
@@ -11,6 +12,7 @@ compiled extension can be imported. Writes docs/measurements/scan.json itself.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import subprocess
 import sys
@@ -99,8 +101,32 @@ def row(op: str, d: int, length: int, sms: int, timing: tuple[float, float], **b
         "exp_bound_pct": round(100 * exp_bound / microseconds, 1),
         "peer": None,
         "peer_us": None,
+        "peer_date": None,
         **bounds,
     }
+
+
+class EarlierPeer:
+    """The peer's times in an earlier file of this bench, by operator and shape."""
+
+    def __init__(self, path: Path, gpu: str) -> None:
+        document = json.loads(path.read_text())
+        if document["gpu"] != gpu:
+            message = f"{path} was measured on {document['gpu']}, this is {gpu}"
+            raise ValueError(message)
+        self._date = document["date"]
+        self._rows = {self._key(line): line for line in document["rows"] if line["peer_us"]}
+
+    @staticmethod
+    def _key(line: dict) -> tuple[Any, ...]:
+        return tuple(line[name] for name in ("op", "dtype", "d", "l", "n", "sms"))
+
+    def fill(self, line: dict) -> None:
+        """Gives a row without a peer the earlier one's time and date."""
+        earlier = self._rows.get(self._key(line))
+        if earlier is not None and line["peer_us"] is None:
+            line["peer"], line["peer_us"] = earlier["peer"], earlier["peer_us"]
+            line["peer_date"] = earlier.get("peer_date") or self._date
 
 
 def scan_row(d: int, length: int, sms: int, stream: Any, peer: Any, limits: dict) -> dict:
@@ -121,7 +147,7 @@ def scan_row(d: int, length: int, sms: int, stream: Any, peer: Any, limits: dict
     )  # fmt: skip
     if peer is not None:
         theirs = [to_peer(inputs) for inputs in sets]
-        line["peer"] = PEER
+        line["peer"], line["peer_date"] = PEER, datetime.date.today().isoformat()
         line["peer_us"] = round(time_us(lambda i: peer.fwd(*theirs[i]), stream, buffers)[0], 2)
     return line
 
@@ -153,8 +179,10 @@ def main() -> int:
     """Measures everything, prints a line each, writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--peer-from", type=Path, help="an earlier file of this bench")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    earlier = arguments.peer_from and EarlierPeer(arguments.peer_from, torch.cuda.get_device_name())
     peer = peer_module()
     whole = torch.cuda.get_device_properties(0).multi_processor_count
     clock = boost_clock_mhz()
@@ -168,6 +196,8 @@ def main() -> int:
                 rows.append(scan_row(d, length, sms, stream, peer, dict(limits)))
                 rows.append(conv_row(d, length, sms, stream, dict(limits)))
                 for line in rows[-2:]:
+                    if earlier is not None:
+                        earlier.fill(line)
                     sys.stdout.write(
                         "{op:20} d={d} l={l} sms={sms} {time_us} us +-{spread_pct}% {gbps} GB/s "
                         "bytes {bytes_bound_pct}% exp {exp_bound_pct}% peer {peer_us}\n".format(
@@ -176,9 +206,10 @@ def main() -> int:
                     )
                 sys.stdout.flush()
     del keep_alive
-    document = header(
-        "scan", "python plugin/bench/scan_bench.py --output docs/measurements/scan.json"
-    )
+    command = "python plugin/bench/scan_bench.py --output docs/measurements/scan.json"
+    if earlier is not None:
+        command += " --peer-from docs/measurements/scan.json"
+    document = header("scan", command)
     document |= {"copy_gbps": rates, "clock_mhz": clock, "rows": rows}
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
     return 0

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -78,11 +79,14 @@ def run_sanitizer(tool: str) -> dict[str, object]:
     output = done.stdout + done.stderr
     summary = re.findall(r"=+ (ERROR SUMMARY.*|RACECHECK SUMMARY.*)", output)
     tests = re.findall(r"\d+ passed.*", output)
+    failed = done.returncode != 0
+    found = re.findall(r"=+ (?:Error|Warning): .*", output)
     return {
         "check": f"compute-sanitizer {tool}",
-        "result": "passed" if done.returncode == 0 else "failed",
+        "result": "failed" if failed else "passed",
         "summary": summary[-1] if summary else output[-400:],
         "tests": tests[-1] if tests else "",
+        **({"found": sorted(set(found))[:20]} if failed else {}),
     }
 
 
@@ -92,7 +96,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     rows = run_tests()
-    rows += [run_sanitizer(tool) for tool in ("memcheck", "racecheck")]
+    with ThreadPoolExecutor() as pool:
+        rows += pool.map(run_sanitizer, ("memcheck", "racecheck"))
     document = header(
         "scan_checks",
         "python plugin/bench/scan_checks.py --output docs/measurements/scan_checks.json",
