@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline.records import BenchRecord, read_record
 
@@ -78,7 +79,7 @@ def scan() -> str:
         "of execution units at 1.94 times its clock: they show the compute side and are no "
         "Orin figure. The SFU floor is the time of the exponentials alone.",
         "Raw rows: [`docs/measurements/scan.json`](docs/measurements/scan.json), made by "
-        f"`{document['command']}`.",
+        f"`{document['command']}`.{_earlier_peer(rows, document['date'])}",
         "",
         "| channels | whole GPU: ours | mamba-ssm | SFU floor "
         "| 8 SMs: ours | mamba-ssm | SFU floor |",
@@ -93,6 +94,11 @@ def scan() -> str:
             cells.append(f"**{row['time_us']:,.0f}** | {peer} | {row['exp_bound_us']:,.0f}")
         lines.append(" | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _earlier_peer(rows: list[dict[str, Any]], date: str) -> str:
+    dates = sorted({row.get("peer_date") or date for row in rows} - {date})
+    return f" mamba-ssm was measured on {', '.join(dates)}, on the same GPU model." if dates else ""
 
 
 TABLES: dict[str, Callable[[], str]] = {"embedded": embedded, "scan": scan}
