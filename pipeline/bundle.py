@@ -18,6 +18,7 @@ from pipeline.calibration import Calibrator
 from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.errors import (
     CheckpointContradictionError,
+    CheckpointError,
     CheckpointNotFoundError,
     UsageError,
 )
@@ -37,7 +38,7 @@ from pipeline.manifest import (
 from pipeline.onnx_export import export_graphs
 from pipeline.quantize import Packing, QuantisationChoice, choose_packings
 from pipeline.random_checkpoint import PREFIX, RandomCheckpoint, open_random
-from pipeline.resumption import KeptParts
+from pipeline.resumption import KeptParts, kept_bytes
 from pipeline.settings import Progress, no_progress
 from pipeline.storage import new_folder, require_room, sha256_of, storage_errors
 from pipeline.stored_tensors import NamedTensors, packed_tensors, plan_tensors, unpacked_tensors
@@ -81,16 +82,24 @@ def convert(
     tokenizer_folder = _tokenizer_folder(checkpoint.folder, tokenizer_path)
     architecture = _mask_rows_without_token(checkpoint.architecture, tokenizer_folder)
     choice = choice or QuantisationChoice()
+    if choice.calibration_text is not None and precision in {"fp32", "fp16"}:
+        raise UsageError(
+            f"a calibration text has no say in {precision}: its weights are rounded to nothing "
+            "coarser than the checkpoint's",
+            fix="give --precision int8 or int4, or leave --calibration-text out",
+        )
     packed = choose_packings(architecture, precision, choice)
     calibrator, calibration = _calibration(architecture, choice, tokenizer_folder)
     plan = plan_tensors(architecture, precision, packed)
     places = plan_places(plan)
     total_bytes = sum(place.length for place in places.values())
     # Finished parts of a packed bundle are kept until it is whole.
-    require_room(output, total_bytes * (2 if packed else 1) + _ROOM_BESIDE_WEIGHTS_BYTES)
+    for_parts = max(0, total_bytes - kept_bytes(output)) if packed else 0
+    require_room(output, total_bytes + for_parts + _ROOM_BESIDE_WEIGHTS_BYTES)
     with new_folder(output, marker=MANIFEST_FILE) as folder:
         if packed:
-            kept = KeptParts(output, _conversion_key(checkpoint, plan, calibration))
+            key = _conversion_key(checkpoint, plan, calibration, tokenizer_folder)
+            kept = KeptParts(output, key)
             values = packed_tensors(
                 checkpoint.tensors(), plan, architecture, packed, kept, calibrator
             )
@@ -98,7 +107,12 @@ def convert(
             kept = None
             values = unpacked_tensors(checkpoint.tensors(), plan)
         values = _counted(values, total_bytes, progress)
-        weights_sha256 = write_weights(folder / WEIGHT_FILE, plan, values)
+        try:
+            weights_sha256 = write_weights(folder / WEIGHT_FILE, plan, values)
+        except CheckpointError:  # nothing will mend this but another checkpoint
+            if kept is not None:
+                kept.remove()
+            raise
         with storage_errors(output):
             export_graphs(folder, architecture, places)
         for graph in (PREFILL_GRAPH, STEP_GRAPH):
@@ -177,9 +191,13 @@ def _conversion_key(
     checkpoint: Checkpoint | RandomCheckpoint,
     plan: Plan,
     calibration: Calibration | None,
+    tokenizer_folder: Path | None,
 ) -> dict[str, Any]:
     """All that the stored tensors depend on; files by size and time, as a build tool does."""
-    files = {str(path.absolute()): path.stat() for path in checkpoint.files}
+    paths = list(checkpoint.files)
+    if calibration is not None and tokenizer_folder is not None:
+        paths.append(tokenizer_folder / "tokenizer.json")
+    files = {str(path.absolute()): path.stat() for path in paths}
     return {
         "generator": __version__,
         "checkpoint": checkpoint.name,

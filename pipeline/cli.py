@@ -121,7 +121,7 @@ def _run_convert(args: argparse.Namespace) -> None:
     from pipeline.bundle import convert
     from pipeline.quantize import QuantisationChoice
 
-    if (args.method == "gptq") != (args.calibration_text is not None):
+    if args.method is not None and (args.method == "gptq") != (args.calibration_text is not None):
         raise UsageError(
             f"--method {args.method} "
             + ("needs a text" if args.method == "gptq" else "reads no --calibration-text"),
@@ -554,15 +554,15 @@ def _add_convert(verbs: Any) -> None:
     parser.add_argument(
         "--method",
         choices=("rtn", "gptq"),
-        default="rtn",
         help="how int8 and int4 are chosen: each weight rounded to the nearest, or calibrated by "
-        "a text, GPTQ-style; calibrated is better, above all at 4 bits (default: rtn)",
+        "a text, GPTQ-style, which is better, above all at 4 bits (default: gptq where a "
+        "--calibration-text is given, else rtn)",
     )
     parser.add_argument(
         "--calibration-text",
         type=Path,
         metavar="FILE",
-        help="UTF-8 text of the kind the model shall read, for --method gptq",
+        help="UTF-8 text of the kind the model shall read, to choose int8 and int4 weights by",
     )
     parser.add_argument(
         "--calibration-tokens",

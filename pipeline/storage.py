@@ -49,7 +49,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -79,8 +79,8 @@ def new_folder(target: Path, marker: str) -> Iterator[Path]:
                 partial.mkdir()
                 yield partial
                 for file in sorted(path for path in partial.rglob("*") if path.is_file()):
-                    _sync(file)
-                _sync(partial)
+                    sync(file)
+                sync(partial)
                 _replace_folder(partial, target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -156,11 +156,11 @@ def _replace_folder(partial: Path, target: Path) -> None:
     if target.exists():
         target.rename(older)
     partial.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(older, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on the device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -123,6 +123,11 @@ def split_novels(novels: dict[str, list[str]]) -> dict[str, Split]:
     return splits
 
 
+def calibration_text(novels: dict[str, list[str]]) -> str:
+    """The first chapter of each novel: text of training's kind, to choose int4 weights by."""
+    return Split([chapters(lines)[0] for lines in novels.values()]).text
+
+
 def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE, so that any text has tokens; `<|endoftext|>` is id 0."""
     tokenizer = Tokenizer(models.BPE())
@@ -201,6 +206,8 @@ def main() -> None:
     stored = arguments.austen / "Rdata.rdb"
     sources = {stored.name: hashlib.sha256(stored.read_bytes()).hexdigest()}
     write_corpus(splits, tokenizer, arguments.output, sources)
+    calibration = arguments.output / "calibration.txt"
+    calibration.write_text(calibration_text(novels), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ from pipeline import storage
 from pipeline.states import StateStore
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace"), "sync": (storage, "_sync")}[
+setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace"), "sync": (storage, "sync")}[
     sys.argv[2]], kill)
 StateStore(Path(sys.argv[1]), ARCHITECTURE, WEIGHTS).save("a", state(2), tokens=2)
 """
