@@ -103,19 +103,23 @@ def started_engine(work: Path, networks: Sequence[Network] = ()) -> Iterator[Eng
     engine = Engine(work)
     try:
         _wait(engine, daemon)
-        # What a run that was killed has left; images stay.
-        if engine.containers():
-            engine.docker("rm", "--force", "--volumes", *engine.containers())
-        have = engine.docker("network", "ls", "--format", "{{.Name}}").split()
+        _clear(engine)  # of what a run that was killed has left
         for network in networks:
-            if network.name not in have:
-                engine.docker("network", "create", "--subnet", network.subnet, network.name)
+            engine.docker("network", "create", "--subnet", network.subnet, network.name)
         yield engine
+        _clear(engine)
     finally:
         daemon.terminate()
         daemon.wait(timeout=60)
         log.close()
         lock.close()
+
+
+def _clear(engine: Engine) -> None:
+    """Removes containers and networks, whose bridges would stay on the machine; images stay."""
+    if engine.containers():
+        engine.docker("rm", "--force", "--volumes", *engine.containers())
+    engine.docker("network", "prune", "--force")
 
 
 def _wait(engine: Engine, daemon: subprocess.Popen[bytes]) -> None:

@@ -25,7 +25,8 @@ from tests.boards.engine import Engine, Network
 from tests.boards.image import HERE, ROOT, board_image, key_file
 from tests.boards.simulated import Board, archive
 
-NETWORK = Network("boards", "10.213.0.0/24")
+# With another directory and another subnet a second fleet can run beside the first.
+NETWORK = Network("boards", os.environ.get("MAMBA_ORIN_BOARDS_SUBNET", "10.213.0.0/24"))
 KEY_SUM = "sha256:" + hashlib.sha256(b"a key\n").hexdigest()
 COMMON_VARIABLES: dict[str, Any] = {
     "ansible_user": "nvidia",
@@ -205,8 +206,14 @@ class Fleet:
         """Every file of a board with its sum, but those that change by themselves."""
         # What the image has is told by its name alone as long as it is as it was.
         ignored = re.compile(_CHANGES_BY_ITSELF)
-        lines = self.engine.docker("diff", name).splitlines()
-        differing = [line for line in lines if not ignored.search(line)]
+        lines = sorted(self.engine.docker("diff", name).splitlines())
+        paths = [line[2:] for line in lines]
+        # A directory counts as changed when something in it has changed.
+        folders = {str(parent) for path in paths for parent in Path(path).parents}
+        differing = [
+            line for line, path in zip(lines, paths, strict=True)
+            if path not in folders and not ignored.search(line)
+        ]  # fmt: skip
         return "\n".join([*differing, self.run_in(name, _OWN_FILES, timeout=300)])
 
     def _start(self, image: str, board: Board) -> None:
@@ -237,7 +244,7 @@ class Fleet:
                         "$part $part && /usr/bin/mount -o remount,bind,ro $part; done")  # fmt: skip
 
     def _wait(self, name: str) -> None:
-        for _ in range(120):
+        for _ in range(1200):
             if self.succeeds(name, "systemctl is-active --quiet ssh.service"):
                 return
             time.sleep(0.5)
@@ -299,14 +306,15 @@ sys.exit(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 """
 
 _CHANGES_BY_ITSELF = (
-    r"^C /|/var/(log|cache)|/var/lib/(systemd|private|apt)|/\.ansible|__pycache__|\.pwd\.lock|"
+    r"/var/(log|cache)|/var/lib/(systemd|private|apt)|/\.ansible|__pycache__|\.pwd\.lock|"
+    r"/\.sudo_as_admin_successful|"
     r"/etc/machine-id|/(tmp|dev|proc|sys|run)/|/fake/drop_connection"
 )
 _OWN_FILES = r"""
 find /etc /opt /usr/local /var /home /root /mnt /fake -xdev -type f \
   ! -path '/var/log/*' ! -path '/var/cache/*' ! -path '/var/lib/systemd/*' \
   ! -path '/home/nvidia/.ansible/*' ! -path '/root/.ansible/*' ! -name '*.pyc' \
-  ! -path '/var/lib/private/*' ! -path '/var/lib/apt/*' ! -path '/etc/.pwd.lock' \
+  ! -name .sudo_as_admin_successful ! -path '/var/lib/private/*' ! -path '/var/lib/apt/*' ! -path '/etc/.pwd.lock' \
   ! -path '/etc/machine-id' ! -path '/fake/drop_connection' ! -path /fake/disk -print0 | sort -z |
 xargs -0 sha256sum
 ls -l /mnt | awk '{print $1, $3, $5, $NF}'
