@@ -101,7 +101,37 @@ def _earlier_peer(rows: list[dict[str, Any]], date: str) -> str:
     return f" mamba-ssm was measured on {', '.join(dates)}, on the same GPU model." if dates else ""
 
 
-TABLES: dict[str, Callable[[], str]] = {"embedded": embedded, "scan": scan}
+def decode() -> str:
+    """One token through a whole model on the development GPU, whole and as the board's stand-in."""
+    document = json.loads((MEASUREMENTS / "decode.json").read_text())
+    rows = {
+        (row["model"], row["precision"], row["sms"]): row
+        for row in document["rows"]
+        if row["batch"] == 1
+    }
+    models = list(dict.fromkeys(model for model, _, _ in rows))
+    precisions = list(dict.fromkeys(precision for _, precision, _ in rows))
+    lines = [
+        f"Measured on {document['date']} on {document['machine']}: random weights in the "
+        "published shapes, one text, greedy choice included, one launch a token. In brackets "
+        "the weights read a second. The 8 SMs are no Orin figure.",
+        "Raw rows: [`docs/measurements/decode.json`](docs/measurements/decode.json), made by "
+        f"`{document['command']}`.",
+        "",
+        "| ms a token | " + " | ".join(f"{name} whole GPU | 8 SMs" for name in precisions) + " |",
+        "|---" * (1 + 2 * len(precisions)) + "|",
+    ]
+    for model in models:
+        cells = [f"| {model}"]
+        for precision in precisions:
+            for sms in (132, 8):
+                row = rows[model, precision, sms]
+                cells.append(f"**{row['ms_per_token']:.3g}** ({row['read_gbps']:,.0f} GB/s)")
+        lines.append(" | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"embedded": embedded, "scan": scan, "decode": decode}
 """What makes the table between `<!-- table: NAME -->` and `<!-- end -->`."""
 
 

@@ -13,12 +13,11 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define S6_HOST_DEVICE __host__ __device__ __forceinline__
-#else
+#if !defined(__CUDACC__)
 #include <cmath>
-#define S6_HOST_DEVICE inline
 #endif
+
+#include "host_device.h"
 
 namespace s6 {
 

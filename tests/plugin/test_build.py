@@ -47,7 +47,7 @@ def test_kernels_compile_for_the_board_without_spills(tmp_path: Path) -> None:
         assert found["rows"] == kept["rows"], "docs/measurements/ptxas.json is out of date"
 
 
-@pytest.mark.parametrize("name", ["scan", "scan_checks"])
+@pytest.mark.parametrize("name", ["scan", "scan_checks", "decode"])
 def test_measurements_come_from_their_command(name: str) -> None:
     """Each kept file names the command that wrote it, and its rows say what they should."""
     document = json.loads((ROOT / "docs" / "measurements" / f"{name}.json").read_text())
@@ -57,5 +57,9 @@ def test_measurements_come_from_their_command(name: str) -> None:
         for row in document["rows"]:
             assert row["time_us"] > 0
             assert {"op", "dtype", "d", "l", "n", "sms", "bytes_bound_us", "peer"} <= set(row)
+    elif name == "decode":
+        for row in document["rows"]:
+            assert row["read_gbps"] < row["stream_read_gbps"]
+            assert {"model", "precision", "batch", "sms", "ms_per_token"} <= set(row)
     else:
         assert not [row for row in document["rows"] if row["result"] == "failed"]

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT
+/*!
+ * \file decode_plan.cpp
+ * \brief Deals the decode kernel's work to blocks and warps, and lays out its memory.
+ */
+#include "decode_plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace s6 {
+namespace {
+
+constexpr int kAlignment = 128;  // Bytes, of every part of the shared memory and the workspace.
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+int log2Of(int value) {
+  int log = 0;
+  while ((2 << log) <= value) ++log;
+  return log;
+}
+
+DecodeMatrix matrixOf(const S6Matrix& matrix, int rows, int columns) {
+  const int bits = matrix.bits == 0 ? 16 : matrix.bits;  // An absent one.
+  return {static_cast<const uint8_t*>(matrix.data),
+          static_cast<const uint8_t*>(matrix.scales),
+          matrix.layer_bytes,
+          matrix.scales_layer_bytes,
+          rows,
+          columns / 8 * bits,
+          bits,
+          bits == 16 ? log2Of(64) : log2Of(matrix.group_size)};
+}
+
+DecodeVector vectorOf(const S6Vector& vector) { return {vector.data, vector.layer_bytes}; }
+
+//! Block i gets [first[i], first[i + 1]); the first block is never poorer than another.
+void dealEvenly(int count, int blocks, uint16_t* first) {
+  for (int i = 0; i <= blocks; ++i) {
+    first[i] = static_cast<uint16_t>((int64_t{i} * count + blocks - 1) / blocks);
+  }
+}
+
+//! Deals the tiles of out_proj so that blocks with fewer channels get more of them.
+void dealOutputs(const S6Decode& p, const DecodeArgs& args, uint16_t* first) {
+  const double pair_cost = 2.0 * kTileRows * p.m + kTileRows * (p.r + 2.0 * p.n) + 8.0 * p.r;
+  const double tile_cost = static_cast<double>(kTileRows) * p.d;
+  const int tiles = p.m / kTileRows;
+  const double share = (pair_cost * (p.d / kTileRows) + tile_cost * tiles) / args.blocks;
+  double wanted[kMaxDecodeBlocks], total = 0.0;
+  for (int i = 0; i < args.blocks; ++i) {
+    const int pairs = args.first_pair[i + 1] - args.first_pair[i];
+    wanted[i] = std::max(0.0, share - pair_cost * pairs);
+    total += wanted[i];
+  }
+  double sum = 0.0;
+  first[0] = 0;
+  for (int i = 0; i < args.blocks; ++i) {
+    sum += wanted[i];
+    first[i + 1] = static_cast<uint16_t>(std::lround(sum / total * tiles));
+  }
+}
+
+int mostOf(const uint16_t* first, int blocks) {
+  int most = 0;
+  for (int i = 0; i < blocks; ++i) most = std::max(most, first[i + 1] - first[i]);
+  return most;
+}
+
+/*!
+ * Slices of the columns and groups of units, so that the busiest warp has the fewest slots; on a
+ * tie fewer slices, because each is one more value to add up.
+ */
+DecodeSplit chooseSplit(const DecodeMatrix& matrix, int units, int rows) {
+  const int count = matrix.row_bytes / 64;
+  DecodeSplit best = {log2Of(kDecodeWarps)};
+  int64_t least = INT64_MAX;
+  for (int log = 0; (1 << log) <= kDecodeWarps; ++log) {
+    const int slices = 1 << log, row_groups = kDecodeWarps >> log;
+    if (row_groups > batchPairs(rows)) continue;
+    const int blocks = (count + slices - 1) / slices;
+    const int rounds = (units + row_groups - 1) / row_groups;
+    // Slots first (two column blocks of two tiles each), then blocks.
+    const int64_t cost = int64_t{(blocks + 1) / 2} * rounds * 64 + int64_t{blocks} * rounds;
+    if (cost < least) least = cost, best.log_slices = log;
+  }
+  return best;
+}
+
+int64_t partialFloats(DecodeSplit split, int rows) {
+  const int64_t tile = (int64_t{kTileRows} * rows << split.log_slices) + kTileRows;
+  return 2 * batchPairs(rows) * tile;
+}
+
+//! Warps that share a row of x_proj: see ColumnShare.
+int columnParts(const S6Decode& p) {
+  const int row_groups = (p.r + 2 * p.n + 31) / 32;
+  return std::max(1, kDecodeWarps / row_groups);
+}
+
+/*!
+ * Blocks beyond these would leave the busiest with as many channels as it has, and every block is
+ * one more to wait for.
+ */
+int usefulBlocks(const S6Decode& p, int blocks) {
+  const int pairs = p.d / kTileRows, most = std::min(blocks, kMaxDecodeBlocks);
+  const int each = (pairs + most - 1) / most;
+  return (pairs + each - 1) / each;
+}
+
+//! Offsets of the workspace; returns its size.
+int64_t layOutWorkspace(const S6Decode& p, uint8_t* base, DecodeArgs* args) {
+  const int64_t mix = p.r + 2 * p.n, texts = S6_DECODE_MAX_BATCH;
+  int64_t at = 0;
+  const auto take = [&](int64_t words) {
+    const int64_t here = at;
+    at += aligned(words * 8);
+    return reinterpret_cast<unsigned long long*>(base + here);
+  };
+  args->epoch = reinterpret_cast<uint32_t*>(take(1));
+  args->residuals = take(texts * p.m);
+  args->outputs = take(texts * p.d / 2);
+  args->sums = take(texts * mix * kSumStride);
+  args->totals = take(texts * mix);
+  args->best = take(texts * kMaxDecodeBlocks * 2);
+  return at;
+}
+
+}  // namespace
+
+DecodeArgs planDecode(const S6Decode& p, int blocks, int depth) {
+  DecodeArgs args = {};
+  args.b = p.b, args.m = p.m, args.d = p.d, args.k = p.k, args.r = p.r;
+  args.layers = p.layers, args.vocab = p.vocab;
+  args.blocks = usefulBlocks(p, blocks);
+  args.norm_eps = p.norm_eps, args.mixer_norm_eps = p.mixer_norm_eps;
+  args.inverse_m = 1.0f / static_cast<float>(p.m);
+  args.embedding = matrixOf(p.embedding, p.vocab_rows, p.m);
+  args.in_proj = matrixOf(p.in_proj, 2 * p.d, p.m);
+  args.x_proj = matrixOf(p.x_proj, p.r + 2 * p.n, p.d);
+  args.dt_proj = matrixOf(p.dt_proj, p.d, p.r);
+  args.out_proj = matrixOf(p.out_proj, p.m, p.d);
+  args.head = matrixOf(p.head, p.vocab_rows, p.m);
+  args.norm = vectorOf(p.norm);
+  args.conv_weight = vectorOf(p.conv_weight);
+  args.conv_bias = vectorOf(p.conv_bias);
+  args.dt_bias = vectorOf(p.dt_bias);
+  args.A = vectorOf(p.A);
+  args.D = vectorOf(p.D);
+  args.final_norm = p.final_norm;
+  args.token_ids = p.token_ids;
+  args.x = p.x, args.y = p.y;
+  args.conv_state = p.conv_state, args.ssm_state = p.ssm_state;
+  args.logits = p.logits, args.next_ids = p.next_ids;
+  layOutWorkspace(p, static_cast<uint8_t*>(p.workspace), &args);
+
+  dealEvenly(p.d / kTileRows, args.blocks, args.first_pair);
+  dealOutputs(p, args, args.first_out);
+  dealEvenly(p.head.data == nullptr ? 0 : p.vocab_rows / kTileRows, args.blocks, args.first_head);
+  for (int i = 0; i < args.blocks; ++i) {
+    if (args.first_pair[i + 1] > args.first_pair[i]) args.addends += columnParts(p);
+  }
+  const int rows = decodeRows(p.b);
+  const int pairs = mostOf(args.first_pair, args.blocks);
+  const int outs = mostOf(args.first_out, args.blocks);
+  const int heads = mostOf(args.first_head, args.blocks);
+  args.in_split = chooseSplit(args.in_proj, pairs, rows);
+  args.out_split = chooseSplit(args.out_proj, (outs + 1) / 2, rows);
+  args.head_split = chooseSplit(args.head, (heads + 1) / 2, rows);
+
+  // The ring and its two barriers a slot.
+  int64_t at = aligned(int64_t{depth} * kDecodeWarps * (slotBytes(args.in_proj.bits) + 16));
+  const auto take = [&](int64_t bytes) {
+    const int64_t here = at;
+    at += aligned(bytes);
+    return static_cast<int32_t>(here);
+  };
+  const int bits = args.in_proj.bits;
+  const int64_t stride =
+      std::max({activationStride(p.m, bits), activationStride(p.d, bits),
+                p.head.data == nullptr ? 0 : activationStride(p.m, args.head.bits)});
+  const int64_t candidates = 2 * kDecodeThreads;
+  const int64_t partials =
+      std::max({partialFloats(args.in_split, rows), partialFloats(args.out_split, rows),
+                partialFloats(args.head_split, rows), candidates});
+  args.activations_at = take(p.b * stride * 2);
+  args.partials_at = take(partials * 4);
+  args.totals_at = take(int64_t{8} * p.b * (p.r + 2 * p.n));
+  args.mixed_at = take(int64_t{p.b} * (p.r + 2 * p.n) * 4);
+  args.channels_at = take(int64_t{2} * pairs * kTileRows * rows * (rows == 1 ? 4 : 2));
+  args.own_at = take(int64_t{outs} * kTileRows * rows * 4);
+  args.reduce_at = take(kDecodeWarps * 4);
+  args.shared_bytes = static_cast<int32_t>(at);
+  return args;
+}
+
+}  // namespace s6
+
+extern "C" size_t s6_decode_workspace_bytes(const S6Decode* problem) {
+  if (problem == nullptr || problem->struct_size != sizeof(S6Decode)) return 0;
+  s6::DecodeArgs args = {};
+  return static_cast<size_t>(s6::layOutWorkspace(*problem, nullptr, &args));
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+/*!
+ * \file decode_args.cuh
+ * \brief What the decode kernel is told: pointers, sizes, and who does what.
+ *
+ * The work of a token is dealt once on the host (api/decode_plan.cpp) and never moves: a block owns
+ * pairs of 8 channels (the u rows and the z rows of in_proj, later the same channels of the scan),
+ * tiles of 8 rows of out_proj with their part of the residual, and tiles of the head.
+ */
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "host_device.h"
+#include "s6/decode.h"
+
+namespace s6 {
+
+constexpr int kDecodeWarps = 8;                    //!< That compute; as many more fetch for them.
+constexpr int kDecodeThreads = 32 * kDecodeWarps;  //!< That compute.
+constexpr int kDecodeBlockThreads = 2 * kDecodeThreads;
+constexpr int kTileRows = 8;      //!< Rows of a matrix that one mma takes.
+constexpr int kDecodeState = 16;  //!< n of every published S6 model.
+constexpr int kMaxConvPast = 3;   //!< k - 1 at most.
+constexpr int kMaxDecodeBlocks = 160;
+constexpr int kSumStride = 16;  //!< Words from sum to sum: a line each, so that atomics spread.
+
+//! Pairs of 8 rows that are summed up at once, and the row groups may not be more.
+S6_HOST_DEVICE constexpr int batchPairs(int rows) { return rows == 1 ? 8 : 2; }
+
+//! A slot of a warp's ring: four times 16 bytes a lane, and the scales of packed weights.
+S6_HOST_DEVICE constexpr int slotBytes(int bits) { return 2048 + (bits == 16 ? 0 : 128); }
+
+//! Activations of one row in shared memory, in halves: padded so that neighbouring rows of a batch
+//! lie in different banks for 16-byte reads. Depends on the bits of the matrix they meet.
+S6_HOST_DEVICE constexpr int activationStride(int columns, int bits) {
+  const int chunks = columns / 8;
+  const int wanted = bits == 16 ? 4 : 1;  // Modulo 8 chunks of 16 bytes.
+  return 8 * (chunks + (wanted - chunks % 8 + 8) % 8);
+}
+
+struct DecodeMatrix {
+  const uint8_t* data;
+  const uint8_t* scales;
+  int64_t layer_bytes, scales_layer_bytes;
+  int32_t rows, row_bytes;
+  int32_t bits;
+  int32_t group_shift;  //!< log2 of group_size.
+};
+
+struct DecodeVector {
+  const float* data;
+  int64_t layer_bytes;
+#if defined(__CUDACC__)
+  __device__ const float* of(int layer) const {
+    return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(data) +
+                                          layer * layer_bytes);
+  }
+#endif
+};
+
+//! How the warps of a block share a matrix: 2^log_slices parts of the columns, the rest rows.
+struct DecodeSplit {
+  int32_t log_slices;
+};
+
+struct DecodeArgs {
+  int32_t b, m, d, k, r, layers, vocab;
+  int32_t blocks;
+  int32_t addends;  //!< Of each sum: the blocks that own channels times their parts of x_proj.
+  float norm_eps, mixer_norm_eps, inverse_m;
+  DecodeMatrix embedding, in_proj, x_proj, dt_proj, out_proj, head;
+  DecodeVector norm, conv_weight, conv_bias, dt_bias, A, D;
+  const float* final_norm;
+  const int32_t* token_ids;
+  const float* x;
+  float* y;
+  float* conv_state;
+  float* ssm_state;
+  float* logits;
+  int32_t* next_ids;
+  // Workspace; see decode_exchange.cuh.
+  unsigned long long* residuals;  //!< [b, m]
+  unsigned long long* outputs;    //!< [b, d / 2]
+  unsigned long long* sums;       //!< [b, r + 2 n, kSumStride]
+  unsigned long long* totals;     //!< [b, r + 2 n], the sums as the last call left them
+  unsigned long long* best;       //!< [blocks, b, 2]
+  uint32_t* epoch;
+  DecodeSplit in_split, out_split, head_split;
+  // Shared memory, in bytes from its beginning; the ring comes first.
+  int32_t activations_at, partials_at, totals_at, mixed_at, channels_at, own_at, reduce_at,
+      shared_bytes;
+  uint16_t first_pair[kMaxDecodeBlocks + 1];
+  uint16_t first_out[kMaxDecodeBlocks + 1];
+  uint16_t first_head[kMaxDecodeBlocks + 1];
+};
+static_assert(sizeof(DecodeArgs) <= 4000, "kernel parameters");
+
+}  // namespace s6

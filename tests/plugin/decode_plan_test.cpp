@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+// The decode kernel's work is dealt whole and once, fits the boards' shared memory, and bad
+// problems are refused with their own status. No device needed.
+#include "decode_plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+
+#include "expect.h"
+#include "s6/decode.h"
+
+namespace {
+
+alignas(128) unsigned char memory[256];
+
+struct Shape {
+  const char* name;
+  int m, layers;
+};
+constexpr Shape kPublished[] = {{"130m", 768, 24},
+                                {"370m", 1024, 48},
+                                {"790m", 1536, 48},
+                                {"1.4b", 2048, 48},
+                                {"2.8b", 2560, 64}};
+constexpr int kOrinSharedBytes = 163 * 1024;
+//! The last of the kernels' ring depths: decode_half.cu and its likes.
+constexpr int kShallow = 7, kShallowBatch = 2;
+
+S6Matrix matrix(int bits, int columns) {
+  int group = bits == 4 ? 64 : 128;
+  while (columns % group != 0) group /= 2;
+  return {bits, bits == 16 ? 0 : group, memory, bits == 16 ? nullptr : memory, 1024, 1024};
+}
+
+S6Decode problem(const Shape& shape, int bits, int b) {
+  S6Decode p{};
+  p.struct_size = sizeof(p);
+  p.b = b, p.m = shape.m, p.d = 2 * shape.m, p.n = 16, p.k = 4, p.r = shape.m / 16;
+  p.layers = shape.layers, p.vocab = 50277, p.vocab_rows = 50280;
+  p.norm_eps = 1e-5f;
+  p.in_proj = matrix(bits, p.m), p.x_proj = p.out_proj = matrix(bits, p.d);
+  p.dt_proj = matrix(bits, p.r);
+  p.embedding = p.head = matrix(bits == 16 ? 16 : 8, p.m);
+  const S6Vector vector = {reinterpret_cast<float*>(memory), 1024};
+  p.norm = p.conv_weight = p.conv_bias = p.dt_bias = p.A = p.D = vector;
+  p.final_norm = vector.data;
+  p.token_ids = reinterpret_cast<int32_t*>(memory);
+  p.conv_state = p.ssm_state = reinterpret_cast<float*>(memory);
+  p.workspace = memory;
+  return p;
+}
+
+void dealsAll(const uint16_t* first, int blocks, int count) {
+  S6_EXPECT(first[0] == 0);
+  S6_EXPECT(first[blocks] == count);
+  for (int i = 0; i < blocks; ++i) S6_EXPECT(first[i] <= first[i + 1]);
+}
+
+void splitFits(s6::DecodeSplit split, int rows) {
+  S6_EXPECT((s6::kDecodeWarps >> split.log_slices) <= s6::batchPairs(rows));
+}
+
+void plansEveryPublishedModel() {
+  for (const Shape& shape : kPublished) {
+    for (const int bits : {16, 8, 4}) {
+      for (const int b : {1, 4, 8}) {
+        for (const int blocks : {4, 8, 132, 200}) {
+          const S6Decode p = problem(shape, bits, b);
+          S6_EXPECT(s6_decode_check(&p) == S6_STATUS_OK);
+          const s6::DecodeArgs args = s6::planDecode(p, blocks, b == 1 ? kShallow : kShallowBatch);
+          S6_EXPECT(args.blocks <= blocks && args.blocks <= s6::kMaxDecodeBlocks);
+          const int most = std::min({blocks, s6::kMaxDecodeBlocks, p.d / 8});
+          S6_EXPECT(2 * args.blocks > most);  // None of the channels' rounds gets longer.
+          S6_EXPECT(args.addends < 1 << 10);  // The sums count them in 10 bits.
+          dealsAll(args.first_pair, args.blocks, p.d / 8);
+          dealsAll(args.first_out, args.blocks, p.m / 8);
+          dealsAll(args.first_head, args.blocks, p.vocab_rows / 8);
+          S6_EXPECT(args.first_pair[1] > 0);  // The first block keeps the sums for the next call.
+          const int rows = s6::decodeRows(b);
+          splitFits(args.in_split, rows);
+          splitFits(args.out_split, rows);
+          splitFits(args.head_split, rows);
+          // Eight texts of the two largest models need more shared memory than Orin has.
+          const bool must_fit = blocks == 8 && (b <= 4 || p.m <= 1536);
+          if (must_fit && args.shared_bytes > kOrinSharedBytes) {
+            std::fprintf(stderr, "%s, %d bits, %d texts: %d bytes\n", shape.name, bits, b,
+                         args.shared_bytes);
+            S6_EXPECT(args.shared_bytes <= kOrinSharedBytes);
+          }
+        }
+      }
+    }
+  }
+}
+
+void refuses(S6Status wanted, const std::function<void(S6Decode&)>& spoil, int line) {
+  S6Decode p = problem(kPublished[0], 4, 1);
+  spoil(p);
+  const S6Status status = s6_decode_check(&p);
+  s6::test::expect(status == wanted, s6_status_text(status), __FILE__, line);
+}
+#define REFUSES(wanted, change) refuses(wanted, [](S6Decode& p) { change; }, __LINE__)
+
+void refusesBadProblems() {
+  S6_EXPECT(s6_decode_check(nullptr) == S6_STATUS_NULL_POINTER);
+  REFUSES(S6_STATUS_BAD_ABI, p.struct_size -= 8);
+  REFUSES(S6_STATUS_BAD_SIZE, p.b = 0);
+  REFUSES(S6_STATUS_BAD_SIZE, p.b = S6_DECODE_MAX_BATCH + 1);
+  REFUSES(S6_STATUS_BAD_SIZE, p.n = 8);
+  REFUSES(S6_STATUS_BAD_SIZE, p.k = 5);
+  REFUSES(S6_STATUS_BAD_SIZE, p.m = 4104);
+  REFUSES(S6_STATUS_BAD_SIZE, p.d -= 4);
+  REFUSES(S6_STATUS_BAD_SIZE, p.r = 264);
+  REFUSES(S6_STATUS_BAD_SIZE, p.m = 64);  // A row of 32 bytes is no whole block.
+  REFUSES(S6_STATUS_BAD_SIZE, p.vocab_rows += 1);
+  REFUSES(S6_STATUS_BAD_SIZE, p.vocab = p.vocab_rows + 1);
+  REFUSES(S6_STATUS_BAD_SIZE, p.in_proj.group_size = 32);
+  REFUSES(S6_STATUS_BAD_SIZE, p.in_proj.group_size = 96);
+  REFUSES(S6_STATUS_BAD_DTYPE, p.in_proj.bits = 5);
+  REFUSES(S6_STATUS_BAD_DTYPE, p.out_proj.bits = 8);
+  REFUSES(S6_STATUS_NULL_POINTER, p.in_proj.data = nullptr);
+  REFUSES(S6_STATUS_NULL_POINTER, p.x_proj.scales = nullptr);
+  REFUSES(S6_STATUS_NULL_POINTER, p.token_ids = nullptr);
+  REFUSES(S6_STATUS_NULL_POINTER, p.final_norm = nullptr);
+  REFUSES(S6_STATUS_NULL_POINTER, p.A.data = nullptr);
+  REFUSES(S6_STATUS_NULL_POINTER, p.ssm_state = nullptr);
+  REFUSES(S6_STATUS_NULL_POINTER, p.workspace = nullptr);
+  REFUSES(S6_STATUS_MISALIGNED, p.in_proj.data = memory + 8);
+  REFUSES(S6_STATUS_MISALIGNED, p.in_proj.layer_bytes = 8);
+  REFUSES(S6_STATUS_MISALIGNED, p.D.data += 1);
+}
+
+}  // namespace
+
+int main() {
+  plansEveryPublishedModel();
+  refusesBadProblems();
+  S6Decode p = problem(kPublished[0], 16, 1);
+  S6_EXPECT(s6_decode_workspace_bytes(&p) > 0);
+  const size_t alone = s6_decode_workspace_bytes(&p);
+  p.b = 8;
+  S6_EXPECT(s6_decode_workspace_bytes(&p) == alone);  // One workspace serves every batch.
+  S6_EXPECT(s6_decode_workspace_bytes(nullptr) == 0);
+  return s6::test::verdict();
+}
