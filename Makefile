@@ -21,7 +21,7 @@ OUT := build/$(NAME)
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z][a-z0-9-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z][a-z0-9-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/installed ## Create .venv with all that is needed here
@@ -67,6 +67,10 @@ test: $(VENV)/installed ## Run the tests
 .PHONY: test-boards
 test-boards: $(VENV)/installed ## Provision simulated boards in containers (root, Debian, minutes)
 	$(BIN)/pytest -m boards tests/boards
+
+.PHONY: measure-boards
+measure-boards: $(VENV)/installed ## Provision thirty simulated boards into docs/measurements (root, Debian)
+	$(BIN)/python -m tests.boards.measure_fleet --boards 30 --output docs/measurements/provisioning.json
 
 .PHONY: lint
 lint: $(VENV)/installed ## Check style, types and the direction of imports

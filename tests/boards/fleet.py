@@ -28,6 +28,7 @@ from tests.boards.simulated import Board, archive
 # With another directory and another subnet a second fleet can run beside the first.
 NETWORK = Network("boards", os.environ.get("MAMBA_ORIN_BOARDS_SUBNET", "10.213.0.0/24"))
 KEY_SUM = "sha256:" + hashlib.sha256(b"a key\n").hexdigest()
+WATCHERS = Path("/proc/sys/fs/inotify/max_user_instances")
 COMMON_VARIABLES: dict[str, Any] = {
     "ansible_user": "nvidia",
     "board_facts_root": "/fake",
@@ -68,6 +69,9 @@ class Fleet:
         self.addresses: dict[str, str] = {}
 
     def __enter__(self) -> Fleet:
+        # Every systemd watches files, and the kernel's usual 128 watchers a user end at some ten boards.
+        if int(WATCHERS.read_text()) < 8192:
+            WATCHERS.write_text("8192")
         image = board_image(self.engine)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda board: self._start(image, board), self.boards.values()))

@@ -114,9 +114,15 @@ def main() -> int:
                 check(run, fleet)
                 fleet.run_in("bad-connection", "systemctl start ssh.service")
             rows.append(row(phase, run, given.forks))
-            sys.stderr.write(json.dumps(rows[-1]) + "\n")
+            # After each phase: the first is worth having when the second is cut off.
+            write_atomically(given.output, (json.dumps(document(rows), indent=1) + "\n").encode())
+    return 0
+
+
+def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measurement as it is kept."""
     machine = read_board()
-    document = {
+    return {
         "subject": "provisioning",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": f"{machine.cores} cores of an {machine.cpu}, which the simulated boards share "
@@ -126,8 +132,6 @@ def main() -> int:
         "command": shlex.join(["python", "-m", "tests.boards.measure_fleet", *sys.argv[1:]]),
         "rows": rows,
     }
-    write_atomically(given.output, (json.dumps(document, indent=1) + "\n").encode())
-    return 0
 
 
 if __name__ == "__main__":
