@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -13,23 +14,36 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from pipeline.errors import TelemetryError
+from pipeline.sysfs_sampler import SysfsSampler
+from pipeline.telemetry import POWER, TEMPERATURE
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 # From one step of a small model to a prompt of many thousand tokens on a board.
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0)
 _TOKEN_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+# Long enough for the sampler to read everything each time it is asked.
+_EACH_TIME_S = 1.0
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own."""
+    """The metrics of one server, in a registry of their own.
 
-    def __init__(self) -> None:
+    Args:
+        root: Root of the file tree in which a board's sensors are.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+        registry.register(_BoardCollector(root))
         self._requests = Counter(
             "mamba_orin_http_requests",
             "HTTP requests that were answered",
@@ -103,3 +117,33 @@ class Metrics:
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class _BoardCollector(Collector):
+    """Power and heat of a board, read at each scrape; nothing on other machines.
+
+    The names are those of the exporter that provisioning installs, so a dashboard reads either.
+
+    Args:
+        root: Root of the file tree.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        try:
+            self._sampler: SysfsSampler | None = SysfsSampler(_EACH_TIME_S, root)
+        except TelemetryError:
+            self._sampler = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """See `prometheus_client.registry.Collector`."""
+        values = {} if self._sampler is None else self._sampler.read()
+        for name, explanation, label, beginning in (
+            ("mamba_orin_power_watts", "Power of a rail", "rail", POWER),
+            ("mamba_orin_temperature_celsius", "Temperature of a zone", "zone", TEMPERATURE),
+        ):
+            family = GaugeMetricFamily(name, explanation, labels=[label])
+            for channel, value in values.items():
+                if channel.startswith(beginning):
+                    family.add_metric([channel.removeprefix(beginning)], value)
+            if family.samples:
+                yield family

@@ -27,6 +27,8 @@ ROLES = (
     "container_runtime",
     "telemetry",
     "hardening",
+    "inference",
+    "balancer",
 )
 
 

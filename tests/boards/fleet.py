@@ -61,7 +61,9 @@ class Run:
 
 
 class Fleet:
-    """Boards that run."""
+    """Boards that run, on a network of the engine."""
+
+    network = NETWORK
 
     def __init__(self, engine: Engine, boards: Iterable[Board]) -> None:
         self.engine = engine
@@ -80,6 +82,11 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         names = list(self.boards)
         self.engine.docker("rm", "--force", "--volumes", *names)
+
+    def options(self, name: str) -> tuple[str, ...]:
+        """What else `docker create` is told for a board."""
+        del name
+        return ()
 
     def run_in(self, name: str, command: str, timeout: float = 60) -> str:
         """Runs a shell command in a board, from outside of what Ansible does."""
@@ -223,17 +230,17 @@ class Fleet:
     def _start(self, image: str, board: Board) -> None:
         docker = self.engine.docker
         number = list(self.boards).index(board.name) + 10
-        address = NETWORK.subnet.replace("0/24", str(number))
+        address = self.network.subnet.replace("0/24", str(number))
         if board.name in self.engine.containers():
             docker("rm", "--force", "--volumes", board.name)
         docker(
-            "create", "--name", board.name, "--hostname", board.name, "--network", NETWORK.name,
+            "create", "--name", board.name, "--hostname", board.name, "--network", self.network.name,
             "--ip", address, "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN",
             "--tmpfs", "/run", "--tmpfs", "/run/lock", "--env", "container=docker",
             "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns=host",
             "--volume", "/fake/nvme", "--stop-signal", "SIGRTMIN+3",
             # A board that reboots comes back.
-            "--restart", "always", image,
+            "--restart", "always", *self.options(board.name), image,
         )  # fmt: skip
         self.engine.copy(board.name, archive(board))
         docker("start", board.name)

@@ -5,28 +5,36 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
-import subprocess
 import tarfile
 from pathlib import Path
 
 from pipeline.storage import sha256_of
-from tests.boards.engine import SUITE, Engine, NoEngineError, run
+from tests.boards.engine import Engine, NoEngineError, install_packages, run
 
-_EMULATOR = "/proc/sys/fs/binfmt_misc/qemu-aarch64"
+SUITE = "bookworm"
+NATIVE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+
+_PROGRAM = "qemu-aarch64-static"
+# 7.2, of Debian 12, crashes when ONNX Runtime is loaded; 10.0 does not.
+_OLDEST_VERSION = 10
 
 
 def base_image(engine: Engine, architecture: str) -> str:
     """A minimal Debian of an architecture, amd64 or arm64; returns the image's name.
 
+    Where this machine is of another architecture, it is taught to run this one.
+
     Raises:
         NoEngineError: It cannot be made here.
     """
     name = f"debian-base:{SUITE}-{architecture}"
-    if name in engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split():
+    if architecture != NATIVE:
+        emulate_arm64(engine.work)
+    if name in engine.images():
         return name
-    if architecture != "amd64":
-        emulate_arm64()
     packed = engine.work / f"base-{architecture}.tar"
     if not packed.exists():
         _debootstrap(architecture, packed)
@@ -35,27 +43,62 @@ def base_image(engine: Engine, architecture: str) -> str:
     return name
 
 
-def emulate_arm64() -> None:
+def emulate_arm64(work: Path) -> None:
     """Lets this machine's kernel run arm64 programs, by qemu.
+
+    Args:
+        work: A folder for package lists.
 
     Raises:
         NoEngineError: It cannot.
     """
-    if Path(_EMULATOR).exists():
-        return
     try:
-        if not shutil.which("qemu-aarch64-static"):
-            run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq",
-                "--no-install-recommends", "qemu-user-static", "binfmt-support")  # fmt: skip
+        install_packages({"update-binfmts": "binfmt-support"})
+        version = _emulator_version()
+        if version is None:
+            install_packages({_PROGRAM: "qemu-user-static"})
+            version = _emulator_version()
+        if version is None or version < _OLDEST_VERSION:
+            _install_from_backports(work)
         if not Path("/proc/sys/fs/binfmt_misc/register").exists():
             run("mount", "-t", "binfmt_misc", "none", "/proc/sys/fs/binfmt_misc")
-        if not Path(_EMULATOR).exists():
-            run("update-binfmts", "--enable", "qemu-aarch64")
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        # The kernel keeps the program that was there when it was told, even a replaced one.
+        if Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists():
+            run("update-binfmts", "--disable", "qemu-aarch64")
+        run("update-binfmts", "--enable", "qemu-aarch64")
+    except (OSError, RuntimeError) as error:
         raise NoEngineError(f"arm64 cannot be emulated here: {error}") from error
 
 
+def _emulator_version() -> int | None:
+    if not shutil.which(_PROGRAM):
+        return None
+    found = re.search(r"version (\d+)", run(_PROGRAM, "--version"))
+    return int(found[1]) if found else None
+
+
+def _install_from_backports(work: Path) -> None:
+    """Takes the newer qemu that Debian offers for this release, and nothing else from there."""
+    offered = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)",
+                  "Created-By: Packages").splitlines()  # fmt: skip
+    # The release itself, not its "-security" or "-updates".
+    uri, codename = next(line.split() for line in offered if "-" not in line.split()[1])
+    place = work / "backports"
+    (place / "lists/partial").mkdir(parents=True, exist_ok=True)
+    (place / "sources.list").write_text(f"deb {uri} {codename}-backports main\n")
+    options = (
+        *("-o", f"Dir::Etc::sourcelist={place}/sources.list"),
+        *("-o", "Dir::Etc::sourceparts=/dev/null", "-o", f"Dir::State::lists={place}/lists"),
+        *("-o", "DPkg::Lock::Timeout=600"),
+    )
+    run("apt-get", *options, "update", "-qq")
+    run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *options, "install", "-y", "-qq",
+        "--no-install-recommends", "--target-release", f"{codename}-backports",
+        "qemu-user-static")  # fmt: skip
+
+
 def _debootstrap(architecture: str, packed: Path) -> None:
+    install_packages({"debootstrap": "debootstrap"})
     root = packed.with_suffix("")
     shutil.rmtree(root, ignore_errors=True)
     mirror = os.environ.get("MAMBA_ORIN_DEBIAN_MIRROR", "")

@@ -14,6 +14,7 @@ _SERVE_TESTS = [
     *("test_serve.py", "test_serve_limits.py", "test_serve_states.py", "test_server_settings.py"),
     *(
         "test_batch_rows.py",
+        "test_metrics.py",
         "test_self_check.py",
         "test_server_load.py",
         "test_states.py",

@@ -67,7 +67,10 @@ def test_every_make_target_says_what_it_does() -> None:
     assert phony == documented
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/design_report.md", "models/demo/README.md"])
+DOCUMENTS = ["README.md", "docs/design_report.md", "docs/serving.md", "models/demo/README.md"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_in_the_documents_are_ones_the_command_line_takes(name: str) -> None:
     text = (ROOT / name).read_text()
     commands = re.findall(r"^mamba-orin .+$", text, re.MULTILINE)
@@ -76,10 +79,10 @@ def test_commands_in_the_documents_are_ones_the_command_line_takes(name: str) ->
         command_line().parse_args(shlex.split(command, comments=True)[1:])
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/design_report.md", "models/demo/README.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_between_the_documents_lead_somewhere(name: str) -> None:
     path = ROOT / name
-    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), target
 
 
