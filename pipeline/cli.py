@@ -229,6 +229,35 @@ def _run_score(args: argparse.Namespace) -> None:
         print(f"nats/token  {_mean(result.logprobs[1:]):.4f}")
 
 
+def _run_evaluate(args: argparse.Namespace) -> None:
+    from pipeline.evaluation import evaluate, write_evaluation
+    from pipeline.evaluation_view import CHART_FORMATS, render_table, write_chart
+
+    if args.chart is not None and args.chart.suffix[1:] not in CHART_FORMATS:
+        raise UsageError(
+            f"--chart {args.chart} names no format that charts are drawn in",
+            fix=f"let its name end in one of: {', '.join('.' + name for name in CHART_FORMATS)}",
+        )
+    with _progress("evaluating", unit="tokens") as progress:
+        evaluation = evaluate(
+            args.folders,
+            args.text,
+            args.reference,
+            args.max_tokens,
+            args.threads,
+            progress,
+            command=_typed_command(),
+        )
+    if args.output is not None:
+        write_evaluation(evaluation, args.output)
+    if args.chart is not None:
+        write_chart(evaluation, args.chart)
+    if args.json:
+        sys.stdout.write(evaluation.to_json())
+    else:
+        sys.stdout.write(render_table(evaluation))
+
+
 def _mean(logprobs: Sequence[float | None]) -> float:
     return -sum(value or 0.0 for value in logprobs) / len(logprobs)
 
@@ -485,6 +514,7 @@ def command_line() -> argparse.ArgumentParser:
         _add_build,
         _add_generate,
         _add_score,
+        _add_evaluate,
         _add_bench,
         _add_report,
         _add_serve,
@@ -988,6 +1018,52 @@ def _add_predict(verbs: Any) -> None:
         help="tokens of the prompt (default: 1024)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_evaluate(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "evaluate",
+        _run_evaluate,
+        "what quantisation costs: perplexity and agreement with fp16 of several bundles on a text",
+        "mamba-orin evaluate demo-fp16 demo-int8 demo-int4 --text models/demo/heldout.txt",
+    )
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="BUNDLE",
+        help="versions of one model: bundles, whose weights are judged with float32 activations, "
+        "or engines, which run as they were built",
+    )
+    parser.add_argument(
+        "--text",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="UTF-8 text that neither training nor calibration has seen; ten thousand tokens or "
+        "more give a narrow interval",
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="BUNDLE",
+        help="the one that the others are compared with (default: the first in fp16, else fp32)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="read so much of the text at most"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument(
+        "--chart", type=Path, metavar="FILE", help="draw the result: a .svg, .png or .pdf"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (default: MAMBA_ORIN_THREADS, or all cores)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _add_score(verbs: Any) -> None:

@@ -156,7 +156,7 @@ def load_engine(folder: Path, threads: int | None = None) -> LoadedEngine:
         BackendError: The backend refuses it.
     """
     manifest = read_engine(folder)
-    bundle = _find_bundle(folder, manifest)
+    bundle = find_bundle(folder, manifest)
     session = OnnxRuntimeSession(
         folder,
         bundle,
@@ -171,7 +171,12 @@ def load_engine(folder: Path, threads: int | None = None) -> LoadedEngine:
     return LoadedEngine(session, tokenizer, manifest, folder, bundle)
 
 
-def _find_bundle(folder: Path, manifest: EngineManifest) -> Path:
+def find_bundle(folder: Path, manifest: EngineManifest) -> Path:
+    """Where the bundle of an engine lies.
+
+    Raises:
+        ArtifactError: It is not there, or has become another one.
+    """
     bundle = Path(os.path.normpath(folder.resolve() / manifest.bundle))
     rebuild = f"build again: mamba-orin build BUNDLE --output {folder}"
     if not bundle.exists():

@@ -35,7 +35,8 @@ HEAVY = {
     "uvicorn",
 }
 VERBS = (
-    *("convert", "build", "generate", "score", "bench", "report", "serve", "board", "predict"),
+    *("convert", "build", "generate", "score", "evaluate", "bench", "report", "serve", "board"),
+    "predict",
 )
 
 Run = Callable[..., tuple[int, str, str]]
