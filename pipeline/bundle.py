@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,7 @@ import onnx
 from pipeline import __version__
 from pipeline.architecture import MambaArchitecture
 from pipeline.calibration import Calibrator
-from pipeline.checkpoint import Checkpoint, open_checkpoint
-from pipeline.errors import (
-    CheckpointContradictionError,
-    CheckpointError,
-    CheckpointNotFoundError,
-    UsageError,
-)
+from pipeline.errors import CheckpointError, UsageError
 from pipeline.manifest import (
     MANIFEST_FILE,
     PREFILL_GRAPH,
@@ -37,9 +30,9 @@ from pipeline.manifest import (
 )
 from pipeline.onnx_export import export_graphs
 from pipeline.quantize import Packing, QuantisationChoice, choose_packings
-from pipeline.random_checkpoint import PREFIX, RandomCheckpoint, open_random
 from pipeline.resumption import KeptParts, kept_bytes
 from pipeline.settings import Progress, no_progress
+from pipeline.source import Source, open_source
 from pipeline.storage import new_folder, require_room, sha256_of, storage_errors
 from pipeline.stored_tensors import NamedTensors, packed_tensors, plan_tensors, unpacked_tensors
 from pipeline.tokenizer import Tokenizer
@@ -60,13 +53,13 @@ def convert(
     """Converts a checkpoint into a bundle.
 
     Args:
-        source: Folder or weight file of a Mamba-1 checkpoint, or `random:` and the name of a
-            published shape.
+        source: Folder or weight file of a Mamba-1 checkpoint, a GGUF file, or `random:` and the
+            name of a published shape.
         output: Folder of the bundle; an older bundle there is replaced at the very end.
         precision: Type of the matrices; everything else is float32. Matrices whose rows
             cannot be cut into groups stay in float16 where int8 or int4 is asked for.
-        tokenizer_path: tokenizer.json, or the folder that holds it, when it does not lie
-            beside the checkpoint.
+        tokenizer_path: tokenizer.json, or the folder that holds it, when it does not come
+            with the checkpoint.
         progress: Called after each tensor, with bytes.
         choice: What else was chosen about int8 and int4.
 
@@ -77,10 +70,6 @@ def convert(
         CheckpointError: The checkpoint cannot be used.
         StorageError: The bundle cannot be written.
     """
-    is_random = str(source).startswith(PREFIX)
-    checkpoint = open_random(str(source)) if is_random else open_checkpoint(Path(source))
-    tokenizer_folder = _tokenizer_folder(checkpoint.folder, tokenizer_path)
-    architecture = _mask_rows_without_token(checkpoint.architecture, tokenizer_folder)
     choice = choice or QuantisationChoice()
     if choice.calibration_text is not None and precision in {"fp32", "fp16"}:
         raise UsageError(
@@ -88,6 +77,19 @@ def convert(
             "coarser than the checkpoint's",
             fix="give --precision int8 or int4, or leave --calibration-text out",
         )
+    with open_source(source, tokenizer_path) as opened:
+        return _write_bundle(opened, output, precision, progress, choice)
+
+
+def _write_bundle(
+    source: Source,
+    output: Path,
+    precision: Precision,
+    progress: Progress,
+    choice: QuantisationChoice,
+) -> BundleManifest:
+    checkpoint, architecture = source.checkpoint, source.architecture
+    tokenizer_folder = source.tokenizer_folder
     packed = choose_packings(architecture, precision, choice)
     calibrator, calibration = _calibration(architecture, choice, tokenizer_folder)
     plan = plan_tensors(architecture, precision, packed)
@@ -98,7 +100,7 @@ def convert(
     require_room(output, total_bytes + for_parts + _ROOM_BESIDE_WEIGHTS_BYTES)
     with new_folder(output, marker=MANIFEST_FILE) as folder:
         if packed:
-            key = _conversion_key(checkpoint, plan, calibration, tokenizer_folder)
+            key = _conversion_key(source, plan, calibration)
             kept = KeptParts(output, key)
             values = packed_tensors(
                 checkpoint.tensors(), plan, architecture, packed, kept, calibrator
@@ -188,22 +190,20 @@ def _calibration(
 
 
 def _conversion_key(
-    checkpoint: Checkpoint | RandomCheckpoint,
+    source: Source,
     plan: Plan,
     calibration: Calibration | None,
-    tokenizer_folder: Path | None,
 ) -> dict[str, Any]:
     """All that the stored tensors depend on; files by size and time, as a build tool does."""
-    paths = list(checkpoint.files)
-    if calibration is not None and tokenizer_folder is not None:
-        paths.append(tokenizer_folder / "tokenizer.json")
-    files = {str(path.absolute()): path.stat() for path in paths}
+    files = {str(path.absolute()): path.stat() for path in source.checkpoint.files}
+    tokenizer = source.tokenizer_folder if calibration is not None else None
     return {
         "generator": __version__,
-        "checkpoint": checkpoint.name,
+        "checkpoint": source.checkpoint.name,
         "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
         "tensors": {name: [dtype.name, list(shape)] for name, (dtype, shape) in plan.items()},
         "calibration": calibration.model_dump() if calibration else None,
+        "tokenizer": sha256_of(tokenizer / "tokenizer.json") if tokenizer else None,
     }
 
 
@@ -225,32 +225,3 @@ def _quantisation(
         },
         calibration=calibration,
     )
-
-
-def _tokenizer_folder(beside: Path | None, given: Path | None) -> Path | None:
-    if given is None:
-        has_one = beside is not None and (beside / "tokenizer.json").is_file()
-        return beside if has_one else None
-    folder = given.parent if given.is_file() else given
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointNotFoundError(
-            f"no tokenizer.json at {given}",
-            fix="give the file or its folder; state-spaces models use the one of gpt-neox-20b",
-        )
-    return folder
-
-
-def _mask_rows_without_token(
-    architecture: MambaArchitecture, tokenizer_folder: Path | None
-) -> MambaArchitecture:
-    """Ids that no token has cannot be read or written, so they are no part of the vocabulary."""
-    if tokenizer_folder is None:
-        return architecture
-    size = Tokenizer(tokenizer_folder).size
-    if size > architecture.vocab_rows:
-        raise CheckpointContradictionError(
-            f"{tokenizer_folder / 'tokenizer.json'} has {size} token ids, the embedding has "
-            f"{architecture.vocab_rows} rows",
-            fix="this tokenizer belongs to another model; give the right one with --tokenizer",
-        )
-    return replace(architecture, vocab_size=min(architecture.vocab_size, size))

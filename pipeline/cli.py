@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Optional packages and the extra that brings each.
 _EXTRAS = {
     "torch": "convert",
+    "gguf": "convert",
     "safetensors": "convert",
     "jinja2": "report",
     "markupsafe": "report",
@@ -551,8 +552,9 @@ def _add_convert(verbs: Any) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         help="folder of a Mamba-1 or Falcon-Mamba checkpoint (state-spaces or -hf, .safetensors, "
-        ".bin or .pth, sharded too), or its weight file; random:mamba-130m makes random weights "
-        "in a published shape, for benchmarks",
+        ".bin or .pth, sharded too), or its weight file; a .gguf file, whose weights are unpacked "
+        "exactly (--group-size 32 keeps Q4_0 in int4 and Q8_0 in int8 as they are); "
+        "random:mamba-130m makes random weights in a published shape, for benchmarks",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE", help="new folder")
     parser.add_argument(

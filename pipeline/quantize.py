@@ -189,7 +189,7 @@ def round_to_nearest(name: str, matrix: Floats, packing: Packing) -> tuple[Words
     for start in range(0, rows, slab):
         part = matrix[start : start + slab]
         groups = part.reshape(len(part), -1, packing.group_size)
-        chosen = group_scales(name, groups, packing)
+        chosen = _grid_scales(groups, group_scales(name, groups, packing), packing)
         codes = nearest_codes(groups, chosen[..., None], packing).reshape(part.shape)
         words[start : start + slab] = pack(codes, packing.bits)
         scales[start : start + slab] = chosen
@@ -212,6 +212,28 @@ def group_scales(name: str, groups: Floats, packing: Packing) -> Scales:
             fix="convert with --precision fp32",
         )
     return np.asarray(largest / packing.largest, dtype=np.float16)
+
+
+def _grid_scales(groups: Floats, scales: Scales, packing: Packing) -> Scales:
+    """Lets groups (…, group size) that lie on a grid of our codes keep it, and so stay exact.
+
+    Weights unpacked from llama.cpp's Q4_0 do: their largest has the lowest code, so the usual
+    scale, under which it has the highest, would round all others once more.
+    """
+    widest = np.abs(groups).argmax(axis=-1, keepdims=True)
+    extremes = np.take_along_axis(groups, widest, axis=-1)
+    found = np.asarray(extremes / -packing.zero_point, dtype=np.float16)
+    steps = found.astype(np.float32)
+    steps[steps == 0] = np.inf
+
+    def lie_on(values: Floats, step: Floats) -> npt.NDArray[np.bool_]:
+        with np.errstate(invalid="ignore"):  # 0 * infinity, of which nothing comes
+            return np.asarray((np.rint(values / step) * step == values).all(axis=-1))
+
+    # Few groups get past their largest and their first weight.
+    likely = (steps * -packing.zero_point == extremes)[..., 0] & lie_on(groups[..., :1], steps)
+    likely[likely] = lie_on(groups[likely], steps[likely])
+    return np.where(likely, found[..., 0], scales)
 
 
 def nearest_codes(weights: Floats, scales: Scales, packing: Packing) -> Codes:

@@ -77,11 +77,29 @@ def test_rounding_is_off_by_half_a_step_at_most(case: tuple[Packing, Any]) -> No
     words, scales = round_to_nearest("some.weight", matrix, packing)
     assert (words.shape, scales.shape) == packing.shapes(*matrix.shape)
     again = dequantise(words, scales, packing.bits)
-    step = np.repeat(scales.astype(np.float64), packing.group_size, axis=1)
+    step = np.repeat(np.abs(scales.astype(np.float64)), packing.group_size, axis=1)
     # A scale is a float16: its own rounding moves the largest weight by 2^-11 of it, or by what
     # the smallest float16 (6e-8) leaves unresolved.
     slack = np.abs(matrix) * 2.0**-11 + packing.zero_point * 2.0**-24
     assert (np.abs(again - matrix) <= step / 2 + slack).all()
+
+
+@given(
+    PACKINGS,
+    st.data(),
+    st.floats(2.0**-10, 8.0).map(np.float16),
+    st.sampled_from([1, -1]),
+)
+def test_weights_on_a_grid_of_the_codes_stay_as_they_are(
+    packing: Packing, data: st.DataObject, scale: np.float16, sign: int
+) -> None:
+    """As Q4_0's do, whose largest weight has the lowest code, whatever its sign."""
+    element = st.integers(-packing.zero_point, packing.largest)
+    steps = data.draw(arrays(np.int64, packing.group_size, elements=element))
+    steps[data.draw(st.integers(0, packing.group_size - 1))] = -packing.zero_point
+    matrix = (steps * np.float32(scale) * sign).astype(np.float32)[None]
+    words, scales = round_to_nearest("some.weight", matrix, packing)
+    np.testing.assert_array_equal(dequantise(words, scales, packing.bits), matrix)
 
 
 @given(PACKINGS, st.integers(1, 4))
