@@ -32,7 +32,14 @@ _POINTER = ctypes.c_void_p
 _STRIDED = ("u", "delta", "z", "B", "C", "y")
 
 
-class SelectiveScanProblem(ctypes.Structure):
+class Problem(ctypes.Structure):
+    """A structure of the library's that tells it its own size, to be filled by keyword."""
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__(struct_size=ctypes.sizeof(type(self)), **fields)
+
+
+class SelectiveScanProblem(Problem):
     """S6SelectiveScan of include/s6/selective_scan.h, field by field."""
 
     _fields_ = [
@@ -62,7 +69,7 @@ class SelectiveScanProblem(ctypes.Structure):
     ]
 
 
-class CausalConv1dProblem(ctypes.Structure):
+class CausalConv1dProblem(Problem):
     """S6CausalConv1d of include/s6/causal_conv1d.h, field by field."""
 
     _fields_ = [
@@ -100,14 +107,17 @@ def find_library() -> Path:
     if named:
         if Path(named).is_file():
             return Path(named)
-        raise PluginError(f"{LIBRARY_VARIABLE} names {named}, which is not a file")
+        raise PluginError(
+            f"{LIBRARY_VARIABLE} names {named}, which is not a file",
+            fix=f"correct or unset {LIBRARY_VARIABLE}",
+        )
     builds = Path(__file__).resolve().parent.parent / "plugin" / "build"
     found = [path for path in builds.glob(f"*/{LIBRARY_NAME}") if path.is_file()]
     if not found:
         raise PluginError(
-            f"{LIBRARY_NAME} was not found under {builds}; build it with "
-            "`cmake --preset orin && cmake --build --preset orin` in plugin/, or set "
-            f"{LIBRARY_VARIABLE}"
+            f"{LIBRARY_NAME} was not found under {builds}",
+            fix="build it: in plugin/, cmake --preset orin && cmake --build --preset orin; or set "
+            f"{LIBRARY_VARIABLE}",
         )
     return max(found, key=lambda path: path.stat().st_mtime)
 
@@ -127,15 +137,6 @@ def load_library() -> ctypes.CDLL:
     library.s6_status_text.restype = ctypes.c_char_p
     library.s6_status_text.argtypes = [ctypes.c_int]
     library.s6_version.restype = ctypes.c_char_p
-    for name, problem in (
-        ("s6_selective_scan", SelectiveScanProblem),
-        ("s6_selective_scan_step", SelectiveScanProblem),
-        ("s6_causal_conv1d", CausalConv1dProblem),
-        ("s6_causal_conv1d_step", CausalConv1dProblem),
-    ):
-        function = getattr(library, name)
-        function.restype = ctypes.c_int
-        function.argtypes = [ctypes.POINTER(problem), _POINTER]
     return library
 
 
@@ -186,7 +187,6 @@ def selective_scan(
     b, length, d = _shape(u, "u", 3)
     n = _shape(A, "A", 2)[0]
     problem = SelectiveScanProblem(
-        struct_size=ctypes.sizeof(SelectiveScanProblem),
         dtype=_dtype(u, "u"),
         b=b,
         l=length,
@@ -263,7 +263,6 @@ def causal_conv1d(
     b, length, d = _shape(x, "x", 3)
     k = _shape(weight, "weight", 2)[0]
     problem = CausalConv1dProblem(
-        struct_size=ctypes.sizeof(CausalConv1dProblem),
         dtype=_dtype(x, "x"),
         weight_dtype=_dtype(weight, "weight"),
         b=b,
@@ -374,13 +373,49 @@ def _ungrouped(tensor: Any, name: str) -> Any:
     return tensor
 
 
-def _call(function: str, problem: ctypes.Structure, stream: int | None) -> None:
-    library = load_library()
-    handle = _current_stream() if stream is None else stream
-    status = getattr(library, function)(ctypes.byref(problem), handle)
+def version() -> str:
+    """Version of libs6.so.
+
+    Raises:
+        PluginError: if it is missing or cannot be loaded.
+    """
+    text: bytes = load_library().s6_version()
+    return text.decode()
+
+
+def call(function: str, problem: Problem, stream: int) -> None:
+    """Enqueues one call of the library on a stream.
+
+    Args:
+        function: Its C name.
+        problem: The structure it takes.
+        stream: CUDA stream handle.
+
+    Raises:
+        PluginError: if the library is missing, too old to have the call, or refuses the arguments.
+    """
+    status = _function(function)(ctypes.byref(problem), stream)
     if status != 0:
-        text = library.s6_status_text(status).decode()
+        text = load_library().s6_status_text(status).decode()
         raise PluginError(f"{function}: {text} (status {status})")
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    try:
+        function = getattr(load_library(), name)
+    except AttributeError as error:
+        raise PluginError(
+            f"{find_library()} has no {name}: it is older than this checkout",
+            fix="build it again: in plugin/, cmake --build --preset orin",
+        ) from error
+    function.restype = ctypes.c_int
+    function.argtypes = [_POINTER, _POINTER]
+    return function
+
+
+def _call(function: str, problem: Problem, stream: int | None) -> None:
+    call(function, problem, _current_stream() if stream is None else stream)
 
 
 def _current_stream() -> int:

@@ -40,7 +40,7 @@ def readable(symbols: list[str]) -> list[str]:
         ["c++filt", *symbols], check=True, capture_output=True, text=True
     ).stdout.splitlines()
     names = [re.sub(r"^void |s6::|\(anonymous namespace\)::", "", line) for line in text]
-    return [re.sub(r"\((Scan|Conv|Decode)Args\)|\(.*Args const\)", "", name) for name in names]
+    return [re.sub(r"\([^()]*\)$", "", name) for name in names]
 
 
 def rows_of(report: str, source: str) -> list[dict[str, object]]:

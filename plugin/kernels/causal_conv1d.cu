@@ -106,6 +106,16 @@ __global__ void __launch_bounds__(kConvThreads, 8) convKernel(const ConvArgs arg
     }
   }
 
+  // All loads before the first store: the compiler cannot know that y is not x, and would let each
+  // wait for the store before it.
+  Vector<T, kVector> input[kTokens];
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    const int token = first + t;
+    if (token < length) {
+      input[t] = *reinterpret_cast<const Vector<T, kVector>*>(x + token * args.x_stride.row);
+    }
+  }
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) {
     const int token = first + t;
@@ -117,9 +127,9 @@ __global__ void __launch_bounds__(kConvThreads, 8) convKernel(const ConvArgs arg
       for (int i = 0; i < kVector; ++i) window[j][i] = window[j + 1][i];
     }
     const bool inside = token < length;
-    if (inside) loadVector(window[kWindow - 1], x + token * args.x_stride.row);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
+      window[kWindow - 1][i] = inside ? toFloat(input[t].at[i]) : 0.0f;
       float sum = bias[i];
 #pragma unroll
       for (int j = 0; j < kWindow; ++j) sum = fmaf(weight[j][i], window[j][i], sum);

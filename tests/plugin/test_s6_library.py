@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import s6_library
+from pipeline import s6_library, s6_prefill
 from pipeline.errors import PluginError
 
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
@@ -33,6 +33,13 @@ def test_import_loads_no_heavy_module():
     [
         ("selective_scan.h", "S6SelectiveScan", s6_library.SelectiveScanProblem),
         ("causal_conv1d.h", "S6CausalConv1d", s6_library.CausalConv1dProblem),
+        ("prefill.h", "S6EmbeddingRows", s6_prefill.EmbeddingRowsProblem),
+        ("prefill.h", "S6AddRmsNorm", s6_prefill.AddRmsNormProblem),
+        ("prefill.h", "S6SliceNorms", s6_prefill.SliceNormsProblem),
+        ("prefill.h", "S6Dequantise", s6_prefill.DequantiseProblem),
+        ("prefill.h", "S6Convert", s6_prefill.ConvertProblem),
+        ("quant_linear.h", "S6QuantLinear", s6_prefill.QuantLinearProblem),
+        ("sample.h", "S6Sample", s6_prefill.SampleProblem),
     ],
 )
 def test_structures_match_the_headers(tmp_path, header, name, structure):
@@ -66,6 +73,11 @@ def test_enums_match_the_headers():
         name.lower(): int(value) for name, value in re.findall(r"S6_(B?FLOAT\d+) = (\d+)", types)
     }
     assert dtypes == s6_library.DTYPES
+
+
+def test_the_most_rows_of_a_small_product_are_those_of_the_header():
+    header = (PLUGIN / "include/s6/quant_linear.h").read_text()
+    assert f"S6_QUANT_LINEAR_MAX_TOKENS {s6_prefill.FEW_TOKENS}\n" in header
 
 
 def test_missing_library_says_how_to_build_it(monkeypatch, tmp_path):

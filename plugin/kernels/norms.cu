@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+/*!
+ * \file norms.cu
+ * \brief The norm before each block, with the residual's addition, and the mixer's slice norms.
+ *
+ * Equations and tensors: include/s6/prefill.h. Sums and the residual are float32.
+ */
+#include "s6/prefill.h"
+
+#include <cuda_runtime_api.h>
+
+#include "scan_math.cuh"
+
+namespace s6 {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kNormThreads = 256;
+constexpr int kFloats = 4;  // Of one 16-byte vector.
+
+__device__ __forceinline__ float sumOfWarp(float value) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+//! The sum over a block of kNormThreads, the same bits in every thread.
+__device__ __forceinline__ float sumOfBlock(float value) {
+  __shared__ float of_warp[kNormThreads / kWarp];
+  value = sumOfWarp(value);
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  float sum = 0.0f;
+#pragma unroll
+  for (int warp = 0; warp < kNormThreads / kWarp; ++warp) sum += of_warp[warp];
+  return sum;
+}
+
+// A block is a row; a thread keeps kVectors vectors of it in registers, so x is read once.
+template <int kVectors>
+__global__ void __launch_bounds__(kNormThreads) normKernel(const S6AddRmsNorm p, int64_t x_row) {
+  const int64_t row = blockIdx.x;
+  const int count = p.m / kFloats;
+  float4* x = reinterpret_cast<float4*>(p.x + row * x_row);
+  const uint2* delta =
+      p.delta == nullptr ? nullptr : static_cast<const uint2*>(p.delta) + row * count;
+  uint2* y = static_cast<uint2*>(p.y) + row * count;
+  float4 value[kVectors];
+  float squares = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int i = threadIdx.x + j * kNormThreads;
+    value[j] = i < count ? x[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int i = threadIdx.x + j * kNormThreads;
+    if (delta != nullptr && i < count) {
+      const uint2 packed = delta[i];
+      const float2 low = unpackPair<__half>(packed.x), high = unpackPair<__half>(packed.y);
+      value[j].x += low.x, value[j].y += low.y, value[j].z += high.x, value[j].w += high.y;
+      x[i] = value[j];
+    }
+    squares = fmaf(value[j].x, value[j].x, squares);
+    squares = fmaf(value[j].y, value[j].y, squares);
+    squares = fmaf(value[j].z, value[j].z, squares);
+    squares = fmaf(value[j].w, value[j].w, squares);
+  }
+  const float factor = rsqrtf(sumOfBlock(squares) / static_cast<float>(p.m) + p.eps);
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int i = threadIdx.x + j * kNormThreads;
+    if (i >= count) break;
+    const float4 weight = reinterpret_cast<const float4*>(p.weight)[i];
+    y[i] =
+        make_uint2(packPair<__half>(value[j].x * factor * weight.x, value[j].y * factor * weight.y),
+                   packPair<__half>(value[j].z * factor * weight.z, value[j].w * factor * weight.w));
+  }
+}
+
+constexpr int kSliceRows = 8;  // Rows of a block, a warp each.
+
+__device__ __forceinline__ void normSlice(__half* slice, int width, float eps) {
+  float squares = 0.0f;
+  for (int i = threadIdx.x; i < width; i += kWarp) {
+    const float value = __half2float(slice[i]);
+    squares = fmaf(value, value, squares);
+  }
+  const float factor = rsqrtf(sumOfWarp(squares) / static_cast<float>(width) + eps);
+  for (int i = threadIdx.x; i < width; i += kWarp) {
+    slice[i] = __float2half_rn(__half2float(slice[i]) * factor);
+  }
+}
+
+__global__ void __launch_bounds__(kWarp* kSliceRows)
+    sliceNormsKernel(const S6SliceNorms p, int64_t x_row) {
+  const int64_t row = int64_t{blockIdx.x} * kSliceRows + threadIdx.y;
+  if (row >= p.rows) return;
+  __half* x = static_cast<__half*>(p.x) + row * x_row;
+  normSlice(x, p.r, p.eps);
+  normSlice(x + p.r, p.n, p.eps);
+  normSlice(x + p.r + p.n, p.n, p.eps);
+}
+
+}  // namespace
+}  // namespace s6
+
+extern "C" S6Status s6_add_rms_norm(const S6AddRmsNorm* problem, S6Stream stream) {
+  const S6Status status = s6_add_rms_norm_check(problem);
+  if (status != S6_STATUS_OK || problem->rows == 0) return status;
+  const S6AddRmsNorm& p = *problem;
+  const int64_t x_row = p.x_row == 0 ? p.m : p.x_row;
+  const dim3 grid(p.rows), block(s6::kNormThreads);
+  constexpr int kOneVector = s6::kNormThreads * s6::kFloats;
+  if (p.m <= kOneVector) {
+    s6::normKernel<1><<<grid, block, 0, stream>>>(p, x_row);
+  } else if (p.m <= 2 * kOneVector) {
+    s6::normKernel<2><<<grid, block, 0, stream>>>(p, x_row);
+  } else if (p.m <= 4 * kOneVector) {
+    s6::normKernel<4><<<grid, block, 0, stream>>>(p, x_row);
+  } else {
+    static_assert(S6_NORM_MAX_WIDTH <= 16 * kOneVector, "the widest row fits the registers");
+    s6::normKernel<16><<<grid, block, 0, stream>>>(p, x_row);
+  }
+  return cudaGetLastError() == cudaSuccess ? S6_STATUS_OK : S6_STATUS_LAUNCH_FAILED;
+}
+
+extern "C" S6Status s6_slice_norms(const S6SliceNorms* problem, S6Stream stream) {
+  const S6Status status = s6_slice_norms_check(problem);
+  if (status != S6_STATUS_OK || problem->rows == 0) return status;
+  const S6SliceNorms& p = *problem;
+  const int64_t x_row = p.x_row == 0 ? int64_t{p.r} + 2 * int64_t{p.n} : p.x_row;
+  const dim3 grid((p.rows + s6::kSliceRows - 1) / s6::kSliceRows);
+  const dim3 block(s6::kWarp, s6::kSliceRows);
+  s6::sliceNormsKernel<<<grid, block, 0, stream>>>(p, x_row);
+  return cudaGetLastError() == cudaSuccess ? S6_STATUS_OK : S6_STATUS_LAUNCH_FAILED;
+}
