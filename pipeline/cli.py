@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Optional packages and the extra that brings each.
 _EXTRAS = {
+    "cuda": "cuda",
     "torch": "convert",
     "gguf": "convert",
     "safetensors": "convert",
@@ -151,11 +152,13 @@ def _run_build(args: argparse.Namespace) -> None:
     from pipeline.engine import build
 
     begin = time.monotonic()
-    with _spinner("building"):
-        manifest = build(args.bundle, args.output, args.backend, args.max_batch, args.max_length)
+    with _progress("building", unit="bytes") as progress:
+        manifest = build(
+            args.bundle, args.output, args.backend, args.max_batch, args.max_length, progress
+        )
     _say(
-        f"{args.output}: engine for {manifest.backend} on {manifest.machine['name']}, "
-        f"built and self-tested in {time.monotonic() - begin:.1f} s"
+        f"{args.output}: engine for {manifest.backend} ({manifest.backend_reason}) on "
+        f"{manifest.machine['name']}, built and self-tested in {time.monotonic() - begin:.1f} s"
     )
 
 
@@ -389,8 +392,8 @@ def _run_serve(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> LoadedEngine:
     from pipeline.engine import load_engine
 
-    with _spinner("loading"):
-        return load_engine(args.engine, args.threads)
+    with _progress("loading", unit="bytes") as progress:
+        return load_engine(args.engine, args.threads, progress)
 
 
 def _prompt_ids(args: argparse.Namespace, engine: LoadedEngine) -> list[int]:
@@ -624,9 +627,10 @@ def _add_build(verbs: Any) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="ENGINE", help="new folder")
     parser.add_argument(
         "--backend",
-        choices=("auto", "onnxruntime"),
+        choices=("auto", "cuda", "onnxruntime"),
         default="auto",
-        help="what shall run it; auto takes the fastest this machine has (default: auto)",
+        help="what shall run it: cuda, the GPU through libs6.so and cuBLAS; onnxruntime, the CPU; "
+        "auto takes the fastest this machine has and says why (default: auto)",
     )
     parser.add_argument(
         "--max-batch", type=int, default=8, metavar="N", help="texts at once (default: 8)"
@@ -634,10 +638,9 @@ def _add_build(verbs: Any) -> None:
     parser.add_argument(
         "--max-length",
         type=int,
-        default=128,
         metavar="N",
         help="tokens of one prefill call; longer prompts are read in pieces, so this bounds "
-        "memory and not the prompt (default: 128)",
+        "memory and not the prompt (default: 128 on onnxruntime, 2048 on cuda)",
     )
 
 

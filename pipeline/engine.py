@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
-import onnx
 
 from pipeline.board import read_board
 from pipeline.errors import ArtifactNotFoundError, BackendError, EngineMismatchError, UsageError
 from pipeline.manifest import (
     MANIFEST_FILE,
     Backend,
+    BundleManifest,
     EngineManifest,
     SelfTest,
     describe_files,
@@ -24,32 +26,62 @@ from pipeline.manifest import (
     read_engine,
     write_manifest,
 )
-from pipeline.onnx_export import export_graphs
-from pipeline.onnxruntime_session import VERSION as ONNXRUNTIME_VERSION
-from pipeline.onnxruntime_session import OnnxRuntimeSession
 from pipeline.session import Session
-from pipeline.settings import default_threads
+from pipeline.settings import Progress, no_progress
 from pipeline.storage import new_folder, storage_errors
 from pipeline.tokenizer import Tokenizer
-from pipeline.weights import WEIGHT_FILE, read_places
+from pipeline.weights import WEIGHT_FILE
 
-BackendChoice = Literal["auto", "onnxruntime"]
+logger = logging.getLogger(__name__)
 
-# Tokens of one prefill call: long enough to feed the matrix products, short enough that the
-# scan's temporaries (l * n * d floats, twice) stay near the cache. Measured on 2 CPU cores.
-DEFAULT_MAX_LENGTH = 128
+BackendChoice = Literal["auto", "cuda", "onnxruntime"]
+
 DEFAULT_MAX_BATCH = 8
 
-# ONNX Runtime's MatMulNBits at this level rounds activations to 8 bits, by groups, and multiplies
-# integers. docs/quantisation.md has what that costs and what it saves.
-_ACCURACY_LEVEL = 4
-
-# Prefill and single steps do the same arithmetic in another order. Where activations are rounded
-# to 8 bits, the order decides now and then which way one is rounded: of the largest logit, 2 %
-# was the most that was seen.
-_SELF_TEST_TOLERANCE = 1e-3
-_SELF_TEST_TOLERANCE_PACKED = 1e-1
 _SELF_TEST_TOKENS = 8
+
+
+class BackendModule(Protocol):
+    """What the module of a backend offers; see `onnxruntime_backend` for each."""
+
+    DEFAULT_MAX_LENGTH: int
+
+    @staticmethod
+    def why_not(bundle: BundleManifest, /) -> str | None:
+        """Why this machine cannot run a bundle on this backend; None when it can."""
+
+    @staticmethod
+    def prepare(folder: Path, bundle: Path, manifest: BundleManifest, /) -> None:
+        """Writes the files of an engine."""
+
+    @staticmethod
+    def open_session(
+        folder: Path,
+        bundle: Path,
+        manifest: BundleManifest,
+        max_batch: int,
+        max_length: int,
+        threads: int | None,
+        progress: Progress,
+        /,
+    ) -> Session:
+        """Loads an engine."""
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Version of every library the engine depends on."""
+
+    @staticmethod
+    def target() -> dict[str, str]:
+        """What the engine is bound to and checked against when it is loaded."""
+
+    @staticmethod
+    def tolerance(manifest: BundleManifest, /) -> float:
+        """By how much prefill and steps may differ, as a share of the largest logit."""
+
+
+# Fastest first; the last one runs everywhere.
+BACKENDS: tuple[Backend, ...] = ("cuda", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -71,12 +103,30 @@ class LoadedEngine:
     bundle: Path
 
 
+def choose_backend(choice: BackendChoice, manifest: BundleManifest) -> tuple[Backend, str]:
+    """Decides what shall run a bundle on this machine.
+
+    Returns:
+        The backend, and why it is this one, for people.
+    """
+    if choice != "auto":
+        return choice, "asked for"
+    reasons = []
+    for backend in BACKENDS[:-1]:
+        reason = _module_of(backend).why_not(manifest)
+        if reason is None:
+            return backend, "the fastest of this machine"
+        reasons.append(f"not {backend}: {reason}")
+    return BACKENDS[-1], "; ".join(reasons)
+
+
 def build(
     bundle: Path,
     output: Path,
     backend: BackendChoice = "auto",
     max_batch: int = DEFAULT_MAX_BATCH,
-    max_length: int = DEFAULT_MAX_LENGTH,
+    max_length: int | None = None,
+    progress: Progress = no_progress,
 ) -> EngineManifest:
     """Builds an engine and asks it a question before it appears under its name.
 
@@ -85,7 +135,9 @@ def build(
         output: Folder of the engine; an older engine there is replaced at the very end.
         backend: What shall run it; "auto" takes the fastest that this machine has.
         max_batch: Texts at once.
-        max_length: Tokens of one prefill call; longer prompts are read in pieces.
+        max_length: Tokens of one prefill call; longer prompts are read in pieces. None takes
+            what suits the backend.
+        progress: Told bytes of weights that are loaded and bytes in all.
 
     Returns:
         The manifest that was written.
@@ -93,40 +145,29 @@ def build(
     Raises:
         ArtifactError: The bundle cannot be used.
         StorageError: The engine cannot be written.
-        BackendError: The backend refuses the graphs or contradicts itself.
+        BackendError: The backend cannot run here, refuses the model or contradicts itself.
     """
     for option, value in (("--max-batch", max_batch), ("--max-length", max_length)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UsageError(f"{option} is {value}", fix=f"{option} must be 1 or more")
-    chosen: Backend = "onnxruntime" if backend == "auto" else backend
     manifest = read_bundle(bundle)
+    chosen, reason = choose_backend(backend, manifest)
+    logger.info("backend %s (%s)", chosen, reason)
+    module = _module_of(chosen)
+    max_length = max_length or module.DEFAULT_MAX_LENGTH
     weights = manifest.files[WEIGHT_FILE]
-    is_packed = manifest.quantisation is not None
     with new_folder(output, marker=MANIFEST_FILE) as folder:
-        # ONNX Runtime has no half-precision matrix product on the CPU: widen once, at load.
         with storage_errors(output):
-            places = read_places(bundle / WEIGHT_FILE)
-            export_graphs(
-                folder,
-                manifest.architecture,
-                places,
-                activation="float32",
-                accuracy_level=_ACCURACY_LEVEL,
-            )
-        session = OnnxRuntimeSession(
-            folder,
-            bundle,
-            manifest.architecture,
-            max_batch,
-            max_length,
-            default_threads(),
-            pack_for_prefill=is_packed,
+            module.prepare(folder, bundle, manifest)
+        session = module.open_session(
+            folder, bundle, manifest, max_batch, max_length, None, progress
         )
         engine = EngineManifest(
             created=now(),
             precision=manifest.precision,
             model=manifest.model,
             backend=chosen,
+            backend_reason=reason,
             bundle=os.path.relpath(bundle.resolve(), output.resolve()),
             model_name=manifest.source["name"],
             weights_sha256=weights.sha256,
@@ -134,41 +175,68 @@ def build(
             max_batch=max_batch,
             max_length=max_length,
             machine=_this_machine(),
-            versions={"onnxruntime": ONNXRUNTIME_VERSION, "onnx": onnx.__version__},
-            self_test=_ask(
-                session, _SELF_TEST_TOLERANCE_PACKED if is_packed else _SELF_TEST_TOLERANCE
-            ),
+            target=module.target(),
+            versions=module.versions(),
+            self_test=_ask(session, module.tolerance(manifest)),
             files=describe_files(folder),
         )
         write_manifest(folder, engine)
     return engine
 
 
-def load_engine(folder: Path, threads: int | None = None) -> LoadedEngine:
+def load_engine(
+    folder: Path, threads: int | None = None, progress: Progress = no_progress
+) -> LoadedEngine:
     """Checks the files of an engine and of its bundle, and loads it.
 
     Args:
         folder: A folder written by `build`.
         threads: CPU threads; None takes `settings.default_threads`.
+        progress: Told bytes of weights that are loaded and bytes in all.
 
     Raises:
         ArtifactError: The engine or its bundle cannot be used.
         BackendError: The backend refuses it.
     """
     manifest = read_engine(folder)
-    bundle = find_bundle(folder, manifest)
-    session = OnnxRuntimeSession(
+    bundle, bundle_manifest = _find_bundle(folder, manifest)
+    module = _module_of(manifest.backend)
+    _refuse_other_target(folder, manifest, module.target())
+    session = module.open_session(
         folder,
         bundle,
-        manifest.architecture,
+        bundle_manifest,
         manifest.max_batch,
         manifest.max_length,
-        threads or default_threads(),
-        pack_for_prefill=manifest.precision in {"int8", "int4"},
+        threads,
+        progress,
     )
     has_tokenizer = (bundle / "tokenizer.json").is_file()
     tokenizer = Tokenizer(bundle) if has_tokenizer else None
     return LoadedEngine(session, tokenizer, manifest, folder, bundle)
+
+
+def _module_of(backend: Backend) -> BackendModule:
+    """The module of a backend, imported only where it is wanted: each brings large libraries."""
+    module: BackendModule = importlib.import_module(f"pipeline.{backend}_backend")  # type: ignore[assignment]
+    return module
+
+
+def _refuse_other_target(folder: Path, manifest: EngineManifest, target: dict[str, str]) -> None:
+    differing = [
+        f"{name.replace('_', ' ')} {manifest.target.get(name, 'unknown')[:12]} (here {found[:12]})"
+        for name, found in target.items()
+        if manifest.target.get(name) != found
+    ]
+    if differing:
+        raise EngineMismatchError(
+            f"engine {folder} was built for {', '.join(differing)}", fix=_rebuild(folder, manifest)
+        )
+
+
+def _rebuild(folder: Path, manifest: EngineManifest) -> str:
+    bundle = os.path.normpath(folder / manifest.bundle)
+    return f"build again: mamba-orin build {bundle} --output {folder} --backend {manifest.backend}"
 
 
 def find_bundle(folder: Path, manifest: EngineManifest) -> Path:
@@ -177,21 +245,26 @@ def find_bundle(folder: Path, manifest: EngineManifest) -> Path:
     Raises:
         ArtifactError: It is not there, or has become another one.
     """
+    return _find_bundle(folder, manifest)[0]
+
+
+def _find_bundle(folder: Path, manifest: EngineManifest) -> tuple[Path, BundleManifest]:
     bundle = Path(os.path.normpath(folder.resolve() / manifest.bundle))
-    rebuild = f"build again: mamba-orin build BUNDLE --output {folder}"
+    rebuild = _rebuild(folder, manifest)
     if not bundle.exists():
         raise ArtifactNotFoundError(
             f"engine {folder} was built from the bundle {bundle}, which is no longer there",
             fix=f"put the bundle back, or {rebuild}",
         )
-    found = read_bundle(bundle).files[WEIGHT_FILE].sha256
+    bundle_manifest = read_bundle(bundle)
+    found = bundle_manifest.files[WEIGHT_FILE].sha256
     if found != manifest.weights_sha256:
         raise EngineMismatchError(
             f"engine {folder} was built for weights {manifest.weights_sha256[:12]}…, its bundle "
             f"{bundle} now holds {found[:12]}…",
             fix=rebuild,
         )
-    return bundle
+    return bundle, bundle_manifest
 
 
 def _this_machine() -> dict[str, str]:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.errors import EmptyPromptError, TokenRangeError, UsageError
-from pipeline.session import Floats, Session, State, TokenIds
+from pipeline.session import DecodesAhead, Floats, Session, State, TokenIds
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,31 @@ def generate(
     sampler = Sampler(sampling)
     prompt = check_token_ids(prompt_ids, session.architecture.vocab_size)
     logits, state = session.prefill(prompt)
-    yield from _continue(session, sampler, logits, state, max_new_tokens, end_ids)
+    if isinstance(session, DecodesAhead):
+        yield from _continue_ahead(session, sampling, logits, state, max_new_tokens, end_ids)
+    else:
+        yield from _continue(session, sampler, logits, state, max_new_tokens, end_ids)
+
+
+def _continue_ahead(
+    session: DecodesAhead,
+    sampling: Sampling,
+    logits: Floats,
+    state: State,
+    max_new_tokens: int,
+    end_ids: frozenset[int],
+) -> Iterator[int]:
+    seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+    tokens = session.decode_tokens(
+        logits[0],
+        state,
+        max_new_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=seed,
+    )
+    yield from itertools.takewhile(lambda token_id: token_id not in end_ids, tokens)
 
 
 def _continue(

@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
 )
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-Backend = Literal["onnxruntime"]
+Backend = Literal["onnxruntime", "cuda"]
 
 SCHEMA_VERSION = 1
 
@@ -133,6 +133,7 @@ class EngineManifest(_Manifest):
 
     Attributes:
         backend: What runs it.
+        backend_reason: Why it is this one.
         bundle: Where the bundle lies, relative to the engine's folder.
         model_name: Name of the checkpoint, for people.
         weights_sha256: Hash of the weight file; the same in every engine of a model.
@@ -140,12 +141,14 @@ class EngineManifest(_Manifest):
         max_batch: Texts at once.
         max_length: Tokens of one prefill call; longer prompts are read in pieces.
         machine: Identity of the machine that built it.
+        target: What it is bound to, for example a GPU; with another it is refused.
         versions: Version of every library the engine depends on.
         self_test: A known answer.
     """
 
     kind: Literal["engine"] = "engine"
     backend: Backend
+    backend_reason: str = ""
     bundle: str
     model_name: str
     weights_sha256: str
@@ -153,6 +156,7 @@ class EngineManifest(_Manifest):
     max_batch: int
     max_length: int
     machine: dict[str, str]
+    target: dict[str, str] = {}
     versions: dict[str, str]
     self_test: SelfTest
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.architecture import MambaArchitecture
 from pipeline.errors import BenchmarkError
+from pipeline.garbage_collection import without_garbage_collection
 from pipeline.records import BenchSettings, Timings
 from pipeline.session import Floats, Session, State, TokenIds
 
@@ -139,7 +140,8 @@ def _until_settled(session: Session, task: Task, subject: str) -> Timings:
 def _iterate(session: Session, task: Task, subject: str) -> tuple[float, list[float]]:
     """One prompt and its continuation: first token and each further one, in milliseconds."""
     clock, moments = task.clock, [0.0] * (task.settings.new_tokens + 1)
-    with _without_garbage_collection():
+    gc.collect()
+    with without_garbage_collection():
         start = clock()
         logits, state = session.prefill(task.prompt)
         token_ids = logits.argmax(axis=-1)
@@ -155,18 +157,6 @@ def _iterate(session: Session, task: Task, subject: str) -> tuple[float, list[fl
             "if the weights are too large for fp16",
         )
     return 1e3 * (moments[0] - start), [float(ms) for ms in 1e3 * np.diff(moments)]
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def stop_reason(
@@ -214,7 +204,8 @@ def sustain(
     """
     settings, clock = task.settings, task.clock
     prompts = decoded = 0
-    with _without_garbage_collection():
+    gc.collect()
+    with without_garbage_collection():
         task.progress(BenchProgress(subject, "prefill"))
         with phase("prefill"):
             end = clock() + settings.energy_seconds

@@ -89,15 +89,11 @@ class PrefixCache:
 
     def put(self, key: bytes, state: State) -> None:
         """Keeps a state, which nobody may write into any more."""
-        size = _size(state)
+        size = state.nbytes
         if key in self._states or size > self.budget_bytes:
             return
         self._states[key] = state
         self.used_bytes += size
         while self.used_bytes > self.budget_bytes:
             _, dropped = self._states.popitem(last=False)
-            self.used_bytes -= _size(dropped)
-
-
-def _size(state: State) -> int:
-    return state.conv.nbytes + state.ssm.nbytes
+            self.used_bytes -= dropped.nbytes

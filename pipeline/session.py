@@ -8,8 +8,9 @@ is how a prefix is saved, forked or restored.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,11 @@ class State:
     def batch(self) -> int:
         """Number of texts this state remembers."""
         return int(self.ssm.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
+        return self.conv.nbytes + self.ssm.nbytes
 
     def copy(self) -> State:
         """An independent copy, to fork or to restore from."""
@@ -85,4 +91,35 @@ class Session(Protocol):
 
         Returns:
             Logits (b, vocab) float32 and the state after the token.
+        """
+
+
+@runtime_checkable
+class DecodesAhead(Protocol):
+    """A session that goes on by itself, without the host between one token and the next."""
+
+    def decode_tokens(
+        self,
+        logits: Floats,
+        state: State,
+        count: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Continues one text.
+
+        Args:
+            logits: (vocab,) float32, after what the state has read.
+            state: What came before; given up to the session.
+            count: Tokens to produce.
+            temperature: 0 always takes the most likely token.
+            top_k: Keep only the k most likely tokens; 0 keeps all.
+            top_p: Keep the smallest set of most likely tokens whose probabilities reach p.
+            seed: Makes a sampled text repeatable on this backend.
+
+        Yields:
+            Token ids, each as soon as the host has it; more may be under way.
         """

@@ -40,7 +40,9 @@ class RandomCheckpoint:
         return table.gather(1, ids[0, 1:, None])[:, 0]
 
 
-def random_model(*, falcon: bool = False, tied: bool = True, **sizes: int) -> torch.nn.Module:
+def random_model(
+    *, falcon: bool = False, tied: bool = True, embedding_scale: float = 0.5, **sizes: int
+) -> torch.nn.Module:
     """A transformers model with weights large enough that every part matters."""
     from transformers import (
         FalconMambaConfig,
@@ -61,7 +63,7 @@ def random_model(*, falcon: bool = False, tied: bool = True, **sizes: int) -> to
             if name.endswith(("norm.weight", "norm_f.weight", "mixer.D", "conv1d.bias")):
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif "embed" in name or "lm_head" in name:
-                parameter.copy_(0.5 * torch.randn_like(parameter))
+                parameter.copy_(embedding_scale * torch.randn_like(parameter))
             elif name.endswith("_proj.weight"):
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
     return model

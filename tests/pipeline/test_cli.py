@@ -391,12 +391,13 @@ KILLED_CONVERT = """
     convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=progress)
 """
 KILLED_BUILD = """
-    import os, signal, sys
+    import importlib, os, signal, sys
     from pathlib import Path
     import pipeline.engine
     def kill(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
-    setattr(pipeline.engine, sys.argv[3], kill)
+    module, function = sys.argv[3].split(":")
+    setattr(importlib.import_module(module), function, kill)
     pipeline.engine.build(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -417,7 +418,14 @@ def test_killed_convert_leaves_nothing_that_is_accepted(
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
 
 
-@pytest.mark.parametrize("moment", ["export_graphs", "_ask", "write_manifest"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "pipeline.onnxruntime_backend:export_graphs",
+        "pipeline.engine:_ask",
+        "pipeline.engine:write_manifest",
+    ],
+)
 def test_killed_build_keeps_the_engine_that_was_there(
     run: Run, bundle: Path, tmp_path: Path, moment: str
 ) -> None:

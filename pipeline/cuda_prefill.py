@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: MIT
+"""A stretch of text through a whole model on the GPU: products by cuBLAS, the rest by libs6.so.
+
+Token ids, states and logits lie at fixed addresses, so that a stretch of a length that comes
+again is a CUDA graph of its own and costs the host one call.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.architecture import MambaArchitecture
+from pipeline.cublas import Cublas, Product
+from pipeline.cuda_driver import DeviceMemory, Gpu, Graph, Stream
+from pipeline.cuda_half_weights import HalfWeights
+from pipeline.cuda_weights import DeviceWeights, layer_at
+from pipeline.s6_library import CausalConv1dProblem, SelectiveScanProblem, call
+from pipeline.s6_prefill import (
+    FEW_TOKENS,
+    FLOAT16,
+    FLOAT32,
+    AddRmsNormProblem,
+    ConvertProblem,
+    EmbeddingRowsProblem,
+    QuantLinearProblem,
+    SliceNormsProblem,
+)
+
+# Graphs of the lengths that came last; each holds some kilobytes a block.
+_KEPT_GRAPHS = 8
+# Logits of this many tokens at once where all are wanted.
+_LOGIT_ROWS = 128
+_HALF, _FLOAT = 2, 4
+_ALIGNMENT = 256
+
+Mark = Callable[[str], None]
+
+
+def _mark_nothing(_phase: str) -> None:
+    """Takes no notice."""
+
+
+@dataclass(frozen=True)
+class StateSizes:
+    """Bytes of the states of some texts."""
+
+    conv: int
+    ssm: int
+
+
+def state_sizes(architecture: MambaArchitecture, batch: int) -> StateSizes:
+    """Bytes of the float32 states (layer, batch, …) of some texts."""
+    a = architecture
+    of_text = _FLOAT * a.n_layer * a.d_inner
+    return StateSizes(batch * of_text * (a.d_conv - 1), batch * of_text * a.d_state)
+
+
+def activation_layout(architecture: MambaArchitecture, tokens: int) -> tuple[dict[str, int], int]:
+    """Offset of each activation of some tokens in one piece of memory, and its size in bytes.
+
+    The norm's output is dead when the step sizes ("delta") are written, and has the same place. The
+    scan writes its output over the half of in_proj's output that the convolution has read.
+    """
+    a = architecture
+    rows = {
+        "token_ids": 4,
+        "x": _FLOAT * a.d_model,
+        "xz": _HALF * 2 * a.d_inner,
+        "u": _HALF * a.d_inner,
+        "narrow": _HALF * narrow_row(a),
+        "delta": _HALF * max(a.d_inner, a.d_model),
+    }
+    offsets, size = {}, 0
+    for name, row in rows.items():
+        offsets[name] = size
+        size += -(-row * tokens // _ALIGNMENT) * _ALIGNMENT
+    return offsets, size
+
+
+def narrow_row(architecture: MambaArchitecture) -> int:
+    """Elements from one token of x_proj's output to the next, a multiple of 8."""
+    return -(-(architecture.dt_rank + 2 * architecture.d_state) // 8) * 8
+
+
+class Prefill:
+    """Reads stretches of text; work is enqueued on one stream and nothing waits.
+
+    Attributes:
+        token_ids: Address of (b, l) int32, the stretch to read.
+        logits: Address of (rows, vocab) float32, the last that were computed.
+        logit_rows: Tokens whose logits fit there.
+        activation_bytes: Memory for activations and logits.
+        cublas: See `Cublas`.
+        weights: See `HalfWeights`.
+
+    Args:
+        gpu: Where to run.
+        stream: Where to enqueue.
+        architecture: Sizes of the model.
+        weights: On the GPU.
+        max_tokens: The most tokens of one stretch, over all texts.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        stream: Stream,
+        architecture: MambaArchitecture,
+        weights: DeviceWeights,
+        max_tokens: int,
+    ) -> None:
+        self._gpu, self._stream, self._architecture = gpu, stream, architecture
+        self._stored = weights
+        self.cublas = Cublas(gpu, stream)
+        self.weights = HalfWeights(gpu, stream, weights, architecture.n_layer)
+        self.logit_rows = min(max_tokens, _LOGIT_ROWS)
+        offsets, size = activation_layout(architecture, max_tokens)
+        logit_bytes = _FLOAT * self.logit_rows * architecture.vocab_size
+        self.activation_bytes = size + logit_bytes
+        self._activations = gpu.allocate(size, f"a prefill of {max_tokens} tokens")
+        self._logits = gpu.allocate(logit_bytes, f"the logits of {self.logit_rows} tokens")
+        at = {name: self._activations.pointer + offset for name, offset in offsets.items()}
+        self.token_ids, self.logits = at["token_ids"], self._logits.pointer
+        self._x, self._xz, self._u = at["x"], at["xz"], at["u"]
+        self._narrow, self._delta = at["narrow"], at["delta"]
+        self._hidden = self._delta
+        self._state_batch = 0
+        self._conv: DeviceMemory | None = None
+        self._ssm: DeviceMemory | None = None
+        self._graphs: OrderedDict[tuple[int, int], Graph | None] = OrderedDict()
+
+    def enter(self, batch: int, conv: int | None, ssm: int | None) -> None:
+        """Enqueues that the next stretch goes on from a state.
+
+        Args:
+            batch: Texts.
+            conv: Address of (layer, b, k-1, d) float32; None for the beginning of the texts.
+            ssm: Address of (layer, b, n, d) float32; likewise.
+        """
+        conv_here, ssm_here = self._states_for(batch)
+        sizes = state_sizes(self._architecture, batch)
+        if conv is None or ssm is None:
+            self._stream.clear(conv_here, sizes.conv * _HALF // _FLOAT)
+            self._stream.clear(ssm_here, sizes.ssm)
+            return
+        count = sizes.conv // _FLOAT
+        narrow = ConvertProblem(
+            from_dtype=FLOAT32, to_dtype=FLOAT16, count=count, x=conv, y=conv_here
+        )
+        call("s6_convert", narrow, self._stream.handle)
+        self._stream.copy(ssm_here, ssm, sizes.ssm)
+
+    def leave(self, batch: int, conv: int, ssm: int) -> None:
+        """Enqueues a copy of the state after the last stretch; arguments as those of `enter`."""
+        conv_here, ssm_here = self._states_for(batch)
+        sizes = state_sizes(self._architecture, batch)
+        count = sizes.conv // _FLOAT
+        widen = ConvertProblem(
+            from_dtype=FLOAT16, to_dtype=FLOAT32, count=count, x=conv_here, y=conv
+        )
+        call("s6_convert", widen, self._stream.handle)
+        self._stream.copy(ssm, ssm_here, sizes.ssm)
+
+    def read(self, batch: int, length: int) -> None:
+        """Enqueues a stretch (batch, length), with the logits (batch, vocab) after its end.
+
+        A length that comes again is captured; what comes once is not worth it.
+        """
+        key = (batch, length)
+        known = key in self._graphs
+        graph = self._graphs.pop(key, None)
+        if known and graph is None:
+            graph = self._stream.capture(lambda: self.enqueue(batch, length))
+        self._graphs[key] = graph
+        while len(self._graphs) > _KEPT_GRAPHS:
+            self._graphs.popitem(last=False)
+        if graph is None:
+            self.enqueue(batch, length)
+        else:
+            self._stream.launch(graph)
+
+    def enqueue(self, batch: int, length: int, mark: Mark = _mark_nothing) -> None:
+        """Enqueues a stretch kernel by kernel.
+
+        Args:
+            batch: Texts.
+            length: Tokens of each.
+            mark: Told the name of each phase before its first kernel, and "" at the end.
+        """
+        a, tokens = self._architecture, batch * length
+        mark("embedding")
+        if tokens > FEW_TOKENS:
+            self.weights.begin()
+        self._embed(tokens)
+        for layer in range(a.n_layer):
+            self._block(layer, batch, length, mark)
+        mark("head")
+        last = self._x + _FLOAT * a.d_model * (length - 1)
+        self._head(last, length * a.d_model, batch)
+        mark("")
+
+    def enqueue_logits(self, first: int, rows: int) -> None:
+        """Enqueues logits after some tokens of the last stretch.
+
+        Args:
+            first: The first of them, counted over all texts.
+            rows: How many, at most `logit_rows`.
+        """
+        a = self._architecture
+        self._head(self._x + _FLOAT * a.d_model * first, a.d_model, rows)
+
+    def _states_for(self, batch: int) -> tuple[int, int]:
+        """Addresses of the states at work: (layer, b, k-1, d) float16, (layer, b, n, d) float32."""
+        if batch > self._state_batch or self._conv is None or self._ssm is None:
+            sizes = state_sizes(self._architecture, batch)
+            self._stream.finish()
+            self._graphs.clear()  # they know the old addresses
+            self._conv = self._gpu.allocate(sizes.conv * _HALF // _FLOAT, "states")
+            self._ssm = self._gpu.allocate(sizes.ssm, "states")
+            self._state_batch = batch
+        return self._conv.pointer, self._ssm.pointer
+
+    def _embed(self, tokens: int) -> None:
+        table = self._stored.matrices["embedding.weight"]
+        problem = EmbeddingRowsProblem(
+            tokens=tokens,
+            m=table.columns,
+            vocab_rows=table.rows,
+            bits=table.bits,
+            group_size=table.group_size,
+            table=table.data,
+            scales=table.scales,
+            token_ids=self.token_ids,
+            x=self._x,
+        )
+        call("s6_embedding_rows", problem, self._stream.handle)
+
+    def _block(self, layer: int, batch: int, length: int, mark: Mark) -> None:
+        a, d, tokens = self._architecture, self._architecture.d_inner, batch * length
+        row = narrow_row(a)
+        mark("norm")
+        self._norm(self._vector("norm.weight", layer), self._x, a.d_model, tokens)
+        mark("in_proj")
+        self._product("in_proj.weight", layer, tokens, self._hidden, a.d_model, self._xz, 2 * d)
+        mark("convolution")
+        self._convolve(layer, batch, length)
+        mark("x_proj")
+        self._product("x_proj.weight", layer, tokens, self._u, d, self._narrow, row)
+        if a.mixer_norm_eps is not None:
+            mark("norm")
+            norms = SliceNormsProblem(
+                rows=tokens,
+                r=a.dt_rank,
+                n=a.d_state,
+                eps=a.mixer_norm_eps,
+                x=self._narrow,
+                x_row=row,
+            )
+            call("s6_slice_norms", norms, self._stream.handle)
+        mark("dt_proj")
+        self._product("dt_proj.weight", layer, tokens, self._narrow, row, self._delta, d)
+        if tokens > FEW_TOKENS:
+            self.weights.unpack_meanwhile(layer)
+        mark("scan")
+        self._scan(layer, batch, length)
+        mark("out_proj")
+        # The product adds to the residual itself, in float32.
+        self._product(
+            "out_proj.weight", layer, tokens, self._xz, 2 * d, self._x, a.d_model, add=True
+        )
+
+    def _convolve(self, layer: int, batch: int, length: int) -> None:
+        a = self._architecture
+        conv, _ = self._states_for(batch)
+        state = conv + layer * batch * (a.d_conv - 1) * a.d_inner * _HALF
+        problem = CausalConv1dProblem(
+            dtype=FLOAT16,
+            weight_dtype=FLOAT32,
+            b=batch,
+            l=length,
+            d=a.d_inner,
+            k=a.d_conv,
+            silu=1,
+            x=self._xz,
+            weight=self._vector("conv.weight", layer),
+            bias=self._vector("conv.bias", layer),
+            state_in=state,
+            state_out=state,
+            y=self._u,
+            x_row=2 * a.d_inner,
+        )
+        call("s6_causal_conv1d", problem, self._stream.handle)
+
+    def _scan(self, layer: int, batch: int, length: int) -> None:
+        a = self._architecture
+        _, ssm = self._states_for(batch)
+        state = ssm + layer * batch * a.d_state * a.d_inner * _FLOAT
+        row = narrow_row(a)
+        B = self._narrow + _HALF * a.dt_rank
+        problem = SelectiveScanProblem(
+            dtype=FLOAT16,
+            b=batch,
+            l=length,
+            d=a.d_inner,
+            n=a.d_state,
+            delta_softplus=1,
+            sm_count=self._gpu.facts.multiprocessors,
+            u=self._u,
+            delta=self._delta,
+            A=self._vector("A", layer),
+            B=B,
+            C=B + _HALF * a.d_state,
+            D=self._vector("D", layer),
+            z=self._xz + _HALF * a.d_inner,
+            delta_bias=self._vector("dt_proj.bias", layer),
+            state_in=state,
+            state_out=state,
+            y=self._xz,
+            B_row=row,
+            C_row=row,
+            z_row=2 * a.d_inner,
+            y_row=2 * a.d_inner,
+        )
+        call("s6_selective_scan", problem, self._stream.handle)
+
+    def _head(self, x: int, x_row: int, rows: int) -> None:
+        a, head = self._architecture, self._stored.matrices["head.weight"]
+        self._norm(self._stored.vectors["final_norm"].data, x, x_row, rows)
+        # Rows past the vocabulary only pad the matrix to a round size.
+        if rows <= FEW_TOKENS:
+            problem = QuantLinearProblem(
+                tokens=rows,
+                rows=a.vocab_size,
+                columns=head.columns,
+                bits=head.bits,
+                group_size=head.group_size,
+                y_dtype=FLOAT32,
+                weight=head.data,
+                scales=head.scales,
+                scale_group=head.rows,
+                x=self._hidden,
+                y=self.logits,
+            )
+            call("s6_quant_linear", problem, self._stream.handle)
+            return
+        for first, count, matrix in self.weights.head_parts():
+            outputs = min(count, a.vocab_size - first)
+            if outputs > 0:
+                product = Product(
+                    weight=matrix,
+                    rows=outputs,
+                    columns=a.d_model,
+                    x=self._hidden,
+                    x_row=a.d_model,
+                    tokens=rows,
+                    y=self.logits + _FLOAT * first,
+                    y_row=a.vocab_size,
+                    wide=True,
+                )
+                self.cublas.enqueue(product)
+
+    def _norm(self, weight: int, x: int, x_row: int, rows: int) -> None:
+        a = self._architecture
+        problem = AddRmsNormProblem(
+            rows=rows, m=a.d_model, eps=a.norm_eps, x=x, weight=weight, y=self._hidden, x_row=x_row
+        )
+        call("s6_add_rms_norm", problem, self._stream.handle)
+
+    def _product(
+        self,
+        name: str,
+        layer: int,
+        tokens: int,
+        x: int,
+        x_row: int,
+        y: int,
+        y_row: int,
+        *,
+        add: bool = False,
+    ) -> None:
+        """One matrix of a block: few tokens read it as it is stored, many as float16.
+
+        Args:
+            name: Of the matrix.
+            layer: Of the block.
+            tokens: Rows of x and y.
+            x: Address of (tokens, columns) float16.
+            x_row: Elements from one row of x to the next.
+            y: Address of (tokens, rows) float16, or float32 if `add`.
+            y_row: Elements from one row of y to the next.
+            add: Whether y is added to.
+        """
+        matrix = self._stored.matrices[name]
+        if tokens > FEW_TOKENS:
+            weight = self.weights.take(name, layer)
+            sizes = (matrix.rows, matrix.columns)
+            self.cublas.enqueue(
+                Product(weight, *sizes, x, x_row, tokens, y, y_row, wide=add, add=add)
+            )
+            return
+        problem = QuantLinearProblem(
+            tokens=tokens,
+            rows=matrix.rows,
+            columns=matrix.columns,
+            bits=matrix.bits,
+            group_size=matrix.group_size,
+            y_dtype=FLOAT32 if add else FLOAT16,
+            add=int(add),
+            weight=layer_at(matrix.data, matrix.layer_bytes, layer),
+            scales=layer_at(matrix.scales, matrix.layer_bytes, layer),
+            x=x,
+            y=y,
+            x_row=x_row,
+            y_row=y_row,
+        )
+        call("s6_quant_linear", problem, self._stream.handle)
+
+    def _vector(self, name: str, layer: int) -> int:
+        vector = self._stored.vectors[name]
+        return vector.data + layer * vector.layer_bytes
