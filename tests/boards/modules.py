@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
 
@@ -26,5 +27,7 @@ def _load(name: str, path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    # Ansible replaces sys.intern, and torch refuses to be imported beside that later on.
+    with patch.object(sys, "intern", sys.intern):
+        spec.loader.exec_module(module)
     return module
