@@ -63,7 +63,7 @@ def test_nobody_is_told_what_this_machine_runs_unless_its_owner_wants_it(
         [
             sys.executable,
             "-c",
-            "import os, pipeline.engine; print(os.environ['ORT_DISABLE_TELEMETRY'])",
+            "import os, pipeline.onnxruntime_session; print(os.environ['ORT_DISABLE_TELEMETRY'])",
         ],
         capture_output=True,
         text=True,
