@@ -43,8 +43,8 @@ def why_not_here() -> str | None:
         open_gpu()
         s6_library.load_library()
         find_nvidia_library("cublas")
-    except ModuleNotFoundError as error:
-        return f"the package {error.name} is not installed"
+    except ModuleNotFoundError:
+        return "its packages are not installed (pip install 'mamba-orin[cuda]')"
     except (PipelineError, FileNotFoundError) as error:
         return str(error)
     return None
