@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import openai
 import pytest
@@ -210,6 +211,26 @@ def test_an_image_that_does_not_become_ready_is_taken_back(
     for name in BOARDS:
         with client_of(fleet, name) as client:
             assert ask(client)
+
+
+def test_a_board_without_a_registry_gets_the_image_as_a_file(
+    fleet: ServedFleet, native_image: str, tmp_path: Path
+) -> None:
+    del native_image
+    before = running_image(fleet, "orin-1")
+    empty = variant(fleet.engine, "scratch", "mamba-orin-test:empty", "LABEL test=empty")
+    archive = tmp_path / "image.tar"
+    fleet.engine.docker("save", "--output", str(archive), empty)
+    fleet.engine.docker("rmi", "--force", empty)
+    wanted = {"inference_image": empty, "inference_image_archive": str(archive)}
+    done = fleet.deploy(tag="deploy-archive", inference_ready_s=5, **wanted)
+    assert "inference: Load it" in done.changed("orin-1")
+    assert f"{empty} did not become ready" in plain(done.reason("orin-1")), "it is empty"
+    assert running_image(fleet, "orin-1") == before
+    wanted["inference_image"] = "sha256:" + "0" * 64
+    done = fleet.deploy(tag="deploy-wrong-archive", **wanted)
+    assert "holds another image than sha256:000" in plain(done.reason("orin-1"))
+    assert running_image(fleet, "orin-1") == before
 
 
 def test_a_model_is_copied_once_and_its_engine_built_on_the_board(
