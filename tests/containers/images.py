@@ -55,7 +55,12 @@ def build_image(engine: Engine, target: str, architecture: str, *options: str) -
             [sys.executable, ROOT / "containers" / "build.py", target,
              "--platform", f"linux/{architecture}", "--", *extra],
             stdout=output, stderr=output, check=False,
-            env={**os.environ, "DOCKER_HOST": engine.socket, "BUILDKIT_PROGRESS": "plain"},
+            # A newer client may be before the distribution's own and lack the plugin buildx,
+            # without which it does not use BuildKit.
+            env={
+                **os.environ, "DOCKER_HOST": engine.socket, "BUILDKIT_PROGRESS": "plain",
+                "PATH": f"/usr/bin:{os.environ['PATH']}",
+            },
         )  # fmt: skip
     assert done.returncode == 0, log.read_text(errors="replace")[-3000:]
     return name
