@@ -88,6 +88,18 @@ measure: $(VENV)/installed ## Measure mamba-130m shapes on this CPU into docs/me
 	$(BIN)/mamba-orin build build/mamba-130m --output build/mamba-130m-engine
 	$(BIN)/mamba-orin bench build/mamba-130m-engine --compare torch --output docs/measurements/embedded_130m.json
 
+.PHONY: measure-sampler
+measure-sampler: $(VENV)/installed ## Measure what reading sensors costs, on a recorded board's files (needs a quiet machine)
+	$(BIN)/mamba-orin convert random:mamba-130m --output build/mamba-130m
+	$(BIN)/mamba-orin build build/mamba-130m --output build/mamba-130m-engine
+	$(BIN)/python -m tests.pipeline.board_sensors build/nano
+	$(BIN)/python -m pipeline.sampler_cost build/mamba-130m-engine --telemetry sysfs --root build/nano \
+	  --output docs/measurements/sampler.json
+
+.PHONY: report-scale
+report-scale: $(VENV)/installed ## Report on 10,000 synthetic records of 200 boards; says time and memory
+	$(BIN)/python -m tests.pipeline.synthetic_fleet build/synthetic-fleet --boards 200 --records 10000 --report
+
 .PHONY: tables
 tables: $(VENV)/installed ## Write the tables of README from docs/measurements
 	$(BIN)/python docs/render_tables.py

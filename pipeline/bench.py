@@ -12,7 +12,7 @@ import platform
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ from pipeline.records import (
 )
 from pipeline.roofline import Limits, bound, decode_work, limits_of
 from pipeline.samplers import CHOICES, open_sampler
-from pipeline.settings import default_threads
+from pipeline.settings import board_root, default_threads
 from pipeline.storage import write_atomically
 from pipeline.telemetry import TEMPERATURE, Recorder, Recording, Sampler
 from pipeline.validity import check_activity, check_sensors, check_timings
@@ -104,15 +104,15 @@ class Bystanders:
         open_sampler: Opens the source of power and heat.
         board: The machine; None reads it.
         sleep: Waits for some seconds.
-        root: Root of the file tree, for what holds mode and clocks.
+        root: Root of the file tree of the board, for sensors and for what holds mode and clocks.
     """
 
     clock: Clock = time.perf_counter
     observe: Callable[[], Activity] = read_activity
-    open_sampler: Callable[[str, float | None], Sampler] = open_sampler
+    open_sampler: Callable[[str, float | None, Path], Sampler] = open_sampler
     board: Board | None = None
     sleep: Callable[[float], None] = time.sleep
-    root: Path = Path("/")
+    root: Path = field(default_factory=board_root)
 
 
 def benchmark_folder(
@@ -204,11 +204,11 @@ def run_benchmark(
     )
     began = datetime.now(timezone.utc)
     held = HeldStill(
-        world.board or read_board(), settings.power_mode, settings.clocks, root=world.root
+        world.board or read_board(world.root), settings.power_mode, settings.clocks, root=world.root
     )
     with held:
         # Read again: mode and clocks may be others now.
-        board = world.board or read_board()
+        board = world.board or read_board(world.root)
         found = _measure(engine, task, world)
     recording, work = found.recording, working_time(found.recording)
     prompt_tokens = found.prompts * settings.sequence_length
@@ -271,7 +271,7 @@ class _Found:
 
 def _measure(engine: LoadedEngine, task: Task, world: Bystanders) -> _Found:
     settings, session, subject = task.settings, engine.session, engine.session.backend
-    sampler = world.open_sampler(settings.telemetry, settings.telemetry_interval_s)
+    sampler = world.open_sampler(settings.telemetry, settings.telemetry_interval_s, world.root)
     with Recorder(sampler, clock=world.clock) as recorder:
         if settings.cool_down_c is not None:
             _cool_down(recorder, task, world)

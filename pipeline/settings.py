@@ -3,8 +3,9 @@
 
 Environment variables have the prefix MAMBA_ORIN_:
 
-MAMBA_ORIN_THREADS   CPU threads; default: the cores this process may use
-MAMBA_ORIN_SERVE_*   each option of `serve`, as MAMBA_ORIN_SERVE_MAX_QUEUE for --max-queue
+MAMBA_ORIN_THREADS     CPU threads; default: the cores this process may use
+MAMBA_ORIN_BOARD_ROOT  where `bench` finds the board's /proc, /sys, /etc and /var; default: /
+MAMBA_ORIN_SERVE_*     each option of `serve`, as MAMBA_ORIN_SERVE_MAX_QUEUE for --max-queue
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from pipeline.errors import UsageError
 
@@ -38,6 +40,11 @@ def default_threads() -> int:
             f"MAMBA_ORIN_THREADS is {given!r}", fix="set it to a positive whole number or unset it"
         )
     return int(given)
+
+
+def board_root() -> Path:
+    """Root of the file tree in which the board's own files are seen, as in some containers."""
+    return Path(os.environ.get("MAMBA_ORIN_BOARD_ROOT", "/"))
 
 
 def take_defaults_from_environment(parser: argparse.ArgumentParser, prefix: str) -> None:

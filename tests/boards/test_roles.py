@@ -74,7 +74,7 @@ def test_the_search_for_dangers_finds_those_there_are() -> None:
     assert named >= {"Reboot", "Format the blank disk, as it is allowed"}
 
 
-@pytest.mark.parametrize("playbook", ["provision", "check", "reset"])
+@pytest.mark.parametrize("playbook", ["provision", "check", "reset", "benchmark"])
 def test_a_playbook_can_be_named_at_the_root_and_in_its_folder(playbook: str) -> None:
     root = yaml.safe_load((ROLES.parent / f"{playbook}.yml").read_text())
     assert root[0]["ansible.builtin.import_playbook"] == f"playbooks/{playbook}.yml"

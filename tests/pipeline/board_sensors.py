@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The sensors of an Orin Nano as files, the way Jetson Linux 36 lays them out."""
+"""The sensors of an Orin Nano as files, the way Jetson Linux 36 lays them out.
+
+python -m tests.pipeline.board_sensors FOLDER
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 HWMON = "sys/class/hwmon/hwmon3"
@@ -50,3 +54,7 @@ def nano_sensors(root: Path) -> Path:
 def set_power(root: Path, watts: float) -> None:
     """What VDD_IN draws, at 5 V."""
     (root / HWMON / "curr1_input").write_text(f"{round(watts * 200)}\n")
+
+
+if __name__ == "__main__":
+    nano_sensors(Path(sys.argv[1]))

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from pipeline.records import (
     RooflineShare,
     Timings,
 )
+from pipeline.report import write_report
 
 GENERATOR = "synthetic test data, no measurement"
 MODELS = {"mamba-130m": 129_135_360, "mamba-370m": 371_516_416, "mamba-1.4b": 1_372_178_432}
@@ -201,8 +205,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--boards", type=int, default=200)
     parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--report", action="store_true", help="make the report, and time it")
     given = parser.parse_args()
     write_fleet(given.folder, given.boards, given.records, samples=256)
+    if given.report:
+        begin, used_s = time.monotonic(), time.process_time()
+        write_report([given.folder], given.folder / "report.html")
+        seconds = time.monotonic() - begin
+        used_s = time.process_time() - used_s
+        # Of this process, which has written the records as well.
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sys.stdout.write(
+            f"{given.folder}/report.html: {given.records:,} records in {seconds:.1f} s "
+            f"({used_s:.1f} s of processor time), {peak_kb / 1e3:.0f} MB\n"
+        )
 
 
 if __name__ == "__main__":

@@ -319,7 +319,7 @@ def test_boards_without_a_record_are_named_with_their_reason(tmp_path: Path) -> 
     (tmp_path / "fleet" / "orin-09.json").write_text(json.dumps(dead))
     write_report([tmp_path / "fleet"], tmp_path / "report.html")
     text = Page((tmp_path / "report.html").read_text()).text
-    assert "1 board gave no record" in text
+    assert "1 board lacks a record" in text
     assert "orin-09 the board did not answer: No route to host" in text
     assert "Each record" in text
     assert MAXIMUM_DETAILED >= 3
@@ -329,7 +329,7 @@ def test_a_fleet_that_gave_nothing_is_still_a_report(tmp_path: Path) -> None:
     dead = {"kind": OUTCOME_KIND, "host": "a", "date_utc": "2026", "reason": "dead"}
     (tmp_path / "a.json").write_text(json.dumps(dead))
     write_report([tmp_path], tmp_path / "report.html")
-    assert "1 board gave no record" in Page((tmp_path / "report.html").read_text()).text
+    assert "1 board lacks a record" in Page((tmp_path / "report.html").read_text()).text
 
 
 def test_records_of_older_schemas_and_broken_ones_are_sorted_out(tmp_path: Path) -> None:
