@@ -5,11 +5,21 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.checkpoints import FORMATS, RandomCheckpoint
 
 # No test may reach for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The same examples on every run, and no failure because a machine is busy.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", params=FORMATS)
