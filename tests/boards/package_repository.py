@@ -79,7 +79,7 @@ def write_package_repository(apt: Path) -> None:
         suite, line = suites
         facts = versions["jetpack"][line]
         tensorrt = f"{facts['tensorrt']}-{facts['tensorrt_build']}"
-        common = {
+        common: dict[tuple[str, str], dict[str, str]] = {
             (name, tensorrt): {}
             for name in ("libnvinfer10", "libnvinfer-plugin10", "libnvonnxparsers10")
         }
@@ -94,7 +94,9 @@ def write_package_repository(apt: Path) -> None:
         # A newer TensorRT and the broken release are on offer as well.
         common["libnvinfer10", "99.0-1"] = {}
         component = facts["apt_components"][1]
-        refused = {("nvidia-l4t-core", "36.4.7-20250918154033"): {}}
+        refused: dict[tuple[str, str], dict[str, str]] = {
+            ("nvidia-l4t-core", "36.4.7-20250918154033"): {}
+        }
         _write_suite(apt / "jetson/common", suite, "main", common)
         _write_suite(apt / "jetson" / component, suite, "main", refused)
     for line in versions["jetpack"].values():
