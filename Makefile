@@ -100,8 +100,32 @@ measure-sampler: $(VENV)/installed ## Measure what reading sensors costs, on a r
 report-scale: $(VENV)/installed ## Report on 10,000 synthetic records of 200 boards; says time and memory
 	$(BIN)/python -m tests.pipeline.synthetic_fleet build/synthetic-fleet --boards 200 --records 10000 --report
 
+# What `make quality` compares: a name and the options of convert for each.
+CALIBRATED := --calibration-text models/demo/calibration.txt
+OPTIONS_fp16 := --precision fp16
+OPTIONS_int8 := --precision int8
+OPTIONS_int8-calibrated := --precision int8 $(CALIBRATED)
+OPTIONS_int4 := --precision int4
+OPTIONS_int4-calibrated := --precision int4 $(CALIBRATED)
+OPTIONS_int4-embedding-fp16 := --precision int4 $(CALIBRATED) --embedding-precision fp16
+OPTIONS_int4-embedding-int4 := --precision int4 $(CALIBRATED) --embedding-precision int4
+OPTIONS_int4-groups-of-32 := --precision int4 $(CALIBRATED) --group-size 32
+OPTIONS_int4-groups-of-128 := --precision int4 $(CALIBRATED) --group-size 128
+QUALITY_VERSIONS := fp16 int8 int8-calibrated int4 int4-calibrated int4-embedding-fp16 \
+  int4-embedding-int4 int4-groups-of-32 int4-groups-of-128
+# Another model than the demo goes into a record of its own: make quality MODEL=build/demo-29m
+QUALITY := quality$(patsubst -demo,,-$(notdir $(abspath $(MODEL))))
+
+build/$(QUALITY)/%/manifest.json: pipeline/calibration.py pipeline/quantize.py | $(VENV)/installed
+	$(BIN)/mamba-orin convert '$(MODEL)' --output build/$(QUALITY)/$* $(OPTIONS_$*)
+
+.PHONY: quality
+quality: $(QUALITY_VERSIONS:%=build/$(QUALITY)/%/manifest.json) ## Measure what int8 and int4 cost the demo model into docs/measurements (minutes)
+	$(BIN)/mamba-orin evaluate $(QUALITY_VERSIONS:%=build/$(QUALITY)/%) --text models/demo/heldout.txt \
+	  --output docs/measurements/$(QUALITY).json --chart docs/measurements/$(QUALITY).svg
+
 .PHONY: tables
-tables: $(VENV)/installed ## Write the tables of README from docs/measurements
+tables: $(VENV)/installed ## Write the tables of the documents from docs/measurements
 	$(BIN)/python docs/render_tables.py
 
 .PHONY: schema

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Writes the tables of README.md from the raw measurements beside this file.
+"""Writes the tables of the documents from the raw measurements beside this file.
 
-`python docs/render_tables.py` rewrites README; a test holds README equal to what this makes.
+`python docs/render_tables.py` rewrites them; a test holds them equal to what this makes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from pipeline.records import BenchRecord, read_record
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "quantisation.md")
 MEASUREMENTS = ROOT / "docs" / "measurements"
 
 
@@ -131,20 +132,121 @@ def decode() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"embedded": embedded, "scan": scan, "decode": decode}
+def quality() -> str:
+    """What int8 and int4 cost the demo model on text it has not seen."""
+    document = json.loads((MEASUREMENTS / "quality.json").read_text())
+    lines = [
+        f"Measured on {document['date']} on {document['machine']}: the demo model "
+        f"({document['parameters'] / 1e6:.1f} M parameters), {document['text']['tokens']:,} "
+        "held-out tokens, weights alone (activations in float32). In brackets the interval: "
+        f"{document['interval']}.",
+        "Raw rows: [`quality.json`]({docs}measurements/quality.json), made by `make quality`.",
+        "",
+        "| weights | MB | perplexity | change, % | divergence from fp16 (KL), nats "
+        "| same likeliest token, % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in document["rows"]:
+        cells = [
+            _version(row["name"]),
+            f"{row['weight_bytes'] / 1e6:.2f}",
+            f"{row['perplexity']['value']:.2f}",
+            _interval(row["perplexity_change_percent"], "+.2f"),
+            _interval(row["kl_nats"], ".5f"),
+            _interval(row["top1_percent"], ".1f"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str:
+    words = name.replace("-", ", ", 1).replace("-", " ")
+    return f"**{words}**" if name in {"int8", "int4-calibrated"} else words
+
+
+def _interval(measured: dict[str, float] | None, form: str) -> str:
+    if measured is None:
+        return ""
+    return f"{measured['value']:{form}} ({measured['low']:{form}} … {measured['high']:{form}})"
+
+
+def sizes() -> str:
+    """Sizes of the published shapes, computed."""
+    document = json.loads((MEASUREMENTS / "sizes.json").read_text())
+    versions = list(dict.fromkeys(row["version"] for row in document["rows"]))
+    lines = [
+        "Megabytes on disk, to the byte from the plan of the weight file; in brackets what device "
+        "memory holds for one text, its float32 state included; after the slash what the same "
+        "shape comes to elsewhere (16 bits; 8 with one scale a row; 4 with one a group of 128; all "
+        "else in 16). Raw rows: [`sizes.json`]({docs}measurements/sizes.json), made by "
+        f"`{document['command']}`.",
+        "",
+        "| | " + " | ".join(versions) + " |",
+        "|---" * (1 + len(versions)) + "|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in document["rows"]):
+        cells = [
+            f"{row['file_bytes'] / 1e6:,.1f} ({row['device_bytes'] / 1e6:,.1f}) / "
+            f"{row['others_mb']:,.1f}"
+            for row in document["rows"]
+            if row["model"] == model
+        ]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def conversion() -> str:
+    """Time and memory of conversions."""
+    document = json.loads((MEASUREMENTS / "conversion.json").read_text())
+    lines = [
+        f"Measured on {document['date']} on {document['machine']}, other work running beside it "
+        "(the last column is the load when it ended). Anonymous memory is what must be there; "
+        "mapped files come and go. Raw rows: "
+        "[`conversion.json`]({docs}measurements/conversion.json).",
+        "",
+        "| model, random weights | to | calibration | minutes | anonymous memory, MB "
+        "| with mapped files, MB | load |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in document["rows"]:
+        tokens = row["calibration_tokens"]
+        cells = [
+            row["model"].removeprefix("random:"),
+            row["precision"],
+            f"{tokens:,} tokens" if tokens else "none",
+            f"{row['seconds'] / 60:.1f}",
+            f"{row['peak_anonymous_mb']:,.0f}",
+            f"{row['peak_resident_mb']:,.0f}",
+            f"{row['load_average']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "embedded": embedded,
+    "scan": scan,
+    "decode": decode,
+    "quality": quality,
+    "sizes": sizes,
+    "conversion": conversion,
+}
 """What makes the table between `<!-- table: NAME -->` and `<!-- end -->`."""
 
+_PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-def rendered(text: str) -> str:
-    """README's text with every table made anew."""
-    for name, make in TABLES.items():
-        before, begin, rest = text.partition(f"<!-- table: {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        if not begin or not end:
-            raise ValueError(f"README.md has no place for the table {name!r}")
-        text = before + begin + make() + "\n" + end + after
-    return text
+
+def rendered(path: Path) -> str:
+    """A document's text with every table made anew."""
+    # Links lead from the document's own folder.
+    docs = "docs/" if path.parent == ROOT else ""
+
+    def table(match: re.Match[str]) -> str:
+        return match[1] + TABLES[match[2]]().replace("{docs}", docs) + "\n" + match[3]
+
+    return _PLACE.sub(table, path.read_text())
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text()))
+    for document in DOCUMENTS:
+        document.write_text(rendered(document))

@@ -208,16 +208,20 @@ def compensated(
 def _propagation(moments: Tensor) -> Floats:
     """Upper triangular (in, in): row i says how an error in column i is made up for later.
 
-    It is the Cholesky factor of the inverse of the moments (section 3.3 of the paper).
+    It is the Cholesky factor of the inverse of the moments (section 3.3 of the paper), come by
+    without the inverse: factored from the last column to the first, moments are R Rᵀ with an
+    upper triangular R, and the factor is R's inverse.
     """
     damped = moments.double()
     diagonal = damped.diagonal()
     mean = float(diagonal.mean())
     # Inputs that the text never brings have no say; any positive number does for them.
     diagonal.add_(_DAMPING * mean if mean > 0 else 1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Floats = torch.linalg.cholesky(inverse, upper=True).float().numpy()
-    return factor
+    backwards = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    identity = torch.eye(len(damped), dtype=damped.dtype)
+    factor = torch.linalg.solve_triangular(backwards, identity, upper=True)
+    propagation: Floats = factor.float().numpy()
+    return propagation
 
 
 def _fitting_scales(name: str, groups: Floats, packing: Packing) -> Scales:

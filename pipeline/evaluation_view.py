@@ -17,6 +17,7 @@ from pipeline.storage import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_WIDEST = 400
 CHART_FORMATS = ("svg", "png", "pdf")
 
 # Readable on white and on black, and for eyes that tell red from green badly (Okabe and Ito).
@@ -25,12 +26,12 @@ _SMALLEST_DIVERGENCE = 1e-7
 _DOT, _TEXT, _RULE = "#0072b2", "#57606a", "#8c959f"
 
 
-def render_table(evaluation: Evaluation, width: int = 120) -> str:
+def render_table(evaluation: Evaluation, width: int = 100) -> str:
     """An evaluation as text for a terminal.
 
     Args:
         evaluation: What to show.
-        width: Columns.
+        width: Columns of the notes; the table takes what it needs.
     """
     e = evaluation
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -47,7 +48,7 @@ def render_table(evaluation: Evaluation, width: int = 120) -> str:
             _number(row.kl_nats, ".5f"),
             _number(row.top1_percent, ".1f"),
         )
-    console = Console(file=io.StringIO(), width=width, record=True)
+    console = Console(file=io.StringIO(), width=_WIDEST, record=True)
     console.print(f"{e.model}, {e.text.tokens:,} tokens of {e.text.name}", highlight=False)
     console.print(table)
     if e.reference is None:
@@ -59,7 +60,7 @@ def render_table(evaluation: Evaluation, width: int = 120) -> str:
         )
     has_intervals = e.rows[0].perplexity.low is not None
     around = f"In brackets: {e.interval}." if has_intervals else "Too few tokens for intervals."
-    console.print(note, around, highlight=False)
+    console.print(note, around, highlight=False, width=width)
     lines = (line.rstrip() for line in console.export_text().splitlines())
     return "\n".join(lines) + "\n"
 

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from pipeline.architecture import MambaArchitecture
 from pipeline.errors import CheckpointCorruptError
-from pipeline.manifest import Precision
 from pipeline.weights import TensorPlace, read_weights
 
 Codes = npt.NDArray[np.uint8]
@@ -90,7 +89,7 @@ class QuantisationChoice:
 
 
 def choose_packings(
-    architecture: MambaArchitecture, precision: Precision, choice: QuantisationChoice
+    architecture: MambaArchitecture, precision: str, choice: QuantisationChoice
 ) -> dict[str, Packing]:
     """How each matrix shall be packed, by its name; none for fp32 and fp16.
 
@@ -118,9 +117,7 @@ def scales_name(weight: str) -> str:
     return weight.removesuffix("weight") + "scales"
 
 
-def choose_packing(
-    precision: Precision, columns: int, group_size: int | None = None
-) -> Packing | None:
+def choose_packing(precision: str, columns: int, group_size: int | None = None) -> Packing | None:
     """The packing of a matrix with rows of this length.
 
     Args:

@@ -10,6 +10,7 @@ Counted are the bytes and operations no implementation can avoid; activations st
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +21,8 @@ from rich.table import Table
 
 from pipeline.architecture import PUBLISHED, MambaArchitecture, Weight
 from pipeline.errors import UsageError
+from pipeline.quantize import WORD_BITS, QuantisationChoice, choose_packings
 from pipeline.records import Board
-
-GROUP_SIZE = 128
-"""Inputs that share one scale in int4."""
 
 _FLOAT32_BYTES = 4
 _SCALE_BYTES = 2  # scales of int8 and int4 are float16
@@ -229,12 +228,15 @@ class Prediction(BaseModel):
 
 
 def weight_bytes(architecture: MambaArchitecture, precision: str) -> int:
-    """Bytes of all weights: matrices in `precision` with their scales, vectors in float32.
+    """Bytes of all weights, as `convert` stores them by default.
+
+    That is matrices in `precision` with their scales, vectors in float32; embedding and head of
+    an int4 model in int8.
 
     Raises:
         UsageError: Unknown precision.
     """
-    return sum(_stored_bytes(weight, precision) for weight in architecture.weights().values())
+    return sum(_stored_bytes(architecture, precision).values())
 
 
 def state_bytes(architecture: MambaArchitecture, batch: int = 1) -> int:
@@ -251,7 +253,7 @@ def decode_work(architecture: MambaArchitecture, precision: str, batch: int = 1)
 
     Args:
         architecture: Sizes.
-        precision: "fp32", "fp16", "int8" or "int4" (groups of 128).
+        precision: "fp32", "fp16", "int8" or "int4".
         batch: Texts at once.
 
     Raises:
@@ -284,10 +286,8 @@ def prefill_work(
     a, tokens = architecture, batch * sequence_length
     moved = weight_bytes(a, precision) + 2 * state_bytes(a, batch)
     if not a.tied_head:
-        table = a.weights()["embedding.weight"]
-        rows = min(tokens, a.vocab_rows)
-        moved += _stored_bytes(Weight((rows, a.d_model), "matrix"), precision)
-        moved -= _stored_bytes(table, precision)
+        row_bytes = _stored_bytes(a, precision)["embedding.weight"] // a.vocab_rows
+        moved -= row_bytes * (a.vocab_rows - min(tokens, a.vocab_rows))
     in_blocks = a.n_layer * sum(
         weight.elements for weight in a.layer_weights().values() if weight.kind == "matrix"
     )
@@ -377,7 +377,7 @@ def predict(
 
     Args:
         architecture: Sizes.
-        precision: "fp32", "fp16", "int8" or "int4" (groups of 128).
+        precision: "fp32", "fp16", "int8" or "int4".
         board_name: A key of `BOARDS`.
         power_mode: One of its modes; None for the fastest.
         model: Name, for display.
@@ -493,14 +493,21 @@ def _other_boot_chain(board_name: str, wanted: str) -> str:
     return ""
 
 
-def _stored_bytes(weight: Weight, precision: str) -> int:
+def _stored_bytes(a: MambaArchitecture, precision: str) -> dict[str, int]:
+    """Bytes of each weight as `convert` stores it by default, scales included."""
     if precision not in _BITS:
         raise UsageError(
             f"unknown precision {precision!r}", fix=f"choose one of: {', '.join(_BITS)}"
         )
-    if weight.kind == "vector":
-        return weight.elements * _FLOAT32_BYTES
-    rows, columns = weight.shape
-    values = weight.elements * _BITS[precision] // 8
-    groups = {"int8": 1, "int4": -(-columns // GROUP_SIZE)}.get(precision, 0)
-    return values + rows * groups * _SCALE_BYTES
+    packed = choose_packings(a, precision, QuantisationChoice())
+    # A matrix that cannot be packed stays in float16.
+    matrix_bytes = _BITS["fp32" if precision == "fp32" else "fp16"] // 8
+    stored = {}
+    for name, weight in a.weights().items():
+        if name in packed:
+            words, scales = packed[name].shapes(*weight.shape)
+            stored[name] = math.prod(words) * WORD_BITS // 8 + math.prod(scales) * _SCALE_BYTES
+        else:
+            each = matrix_bytes if weight.kind == "matrix" else _FLOAT32_BYTES
+            stored[name] = weight.elements * each
+    return stored

@@ -32,7 +32,7 @@ ALIGNMENT = 128
 def places_of(name: str, precision: str) -> tuple[MambaArchitecture, dict[str, TensorPlace]]:
     """The weight file that `convert` would write for a published model."""
     architecture = PUBLISHED[name]
-    packed = choose_packings(architecture, precision, QuantisationChoice())  # type: ignore[arg-type]
+    packed = choose_packings(architecture, precision, QuantisationChoice())
     return architecture, plan_places(plan_tensors(architecture, precision, packed))  # type: ignore[arg-type]
 
 
