@@ -17,12 +17,10 @@ from pipeline.cuda_prefill import Prefill
 from pipeline.cuda_state import StateBuffer
 from pipeline.cuda_weights import DeviceMatrix, DeviceVector, DeviceWeights
 from pipeline.errors import PluginError
+from pipeline.gpu_parts import StateAddresses, Stepper
 from pipeline.s6_library import call
 from pipeline.s6_prefill import SampleProblem
 from pipeline.session import Floats
-
-#: Texts that one call of the kernel decodes; more are decoded in groups.
-MAX_BATCH = s6_decode.MAX_BATCH
 
 # The host hears of tokens in bursts of about this long, so that fast models cost it little and
 # slow ones still stream token by token.
@@ -37,11 +35,10 @@ _SAMPLING = struct.Struct("<fifxxxxQQ")
 _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _DRAWS = 0, 4, 8, 16, 24
 
 
-class Stepper:
-    """Reads one token of each of a few texts; work is enqueued on one stream.
+class WholeTokenStepper:
+    """Steps by the kernel that does a whole token in one launch; see `gpu_parts.Stepper`.
 
-    Uses the kernel that does a whole token in one launch; models that it refuses go the way of a
-    prefill of one token.
+    Models that it refuses go the way of a prefill of one token.
 
     Attributes:
         refusal: Why the kernel does not take this model; None when it does.
@@ -75,20 +72,12 @@ class Stepper:
 
     def enqueue(
         self,
-        buffer: StateBuffer,
+        buffer: StateAddresses,
         token_ids: int,
         logits: int | None,
         next_ids: int | None = None,
     ) -> None:
-        """Enqueues one token of each text.
-
-        Args:
-            buffer: The state, read and written.
-            token_ids: Address of (b,) int32.
-            logits: Address of (b, vocab) float32, written; None if the kernel need not.
-            next_ids: Address of (b,) int32, the most likely tokens, written by the kernel only;
-                may be token_ids.
-        """
+        """See `gpu_parts.Stepper`."""
         if self.refusal is None:
             problem = self._ready_problem(buffer.batch)
             problem.token_ids, problem.next_ids = token_ids, next_ids
@@ -97,10 +86,10 @@ class Stepper:
             s6_decode.decode(problem, self._stream.handle)
             return
         batch, vocab = buffer.batch, self._architecture.vocab_size
-        self._prefill.enter(batch, buffer.conv, buffer.ssm)
+        self._prefill.state.enter(batch, buffer.conv, buffer.ssm)
         self._stream.copy(self._prefill.token_ids, token_ids, 4 * batch)
         self._prefill.enqueue(batch, 1)
-        self._prefill.leave(batch, buffer.conv, buffer.ssm)
+        self._prefill.state.leave(batch, buffer.conv, buffer.ssm)
         if logits is not None:
             self._stream.copy(logits, self._prefill.logits, 4 * batch * vocab)
 

@@ -7,29 +7,27 @@ again is a CUDA graph of its own and costs the host one call.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from pipeline.architecture import MambaArchitecture
 from pipeline.cublas import Cublas, Product
-from pipeline.cuda_driver import DeviceMemory, Gpu, Graph, Stream
+from pipeline.cuda_driver import Gpu, Stream
 from pipeline.cuda_half_weights import HalfWeights
+from pipeline.cuda_repeats import Repeats
+from pipeline.cuda_stretch_state import StretchState
 from pipeline.cuda_weights import DeviceWeights, layer_at
+from pipeline.gpu_parts import LogitsPart
 from pipeline.s6_library import CausalConv1dProblem, SelectiveScanProblem, call
 from pipeline.s6_prefill import (
     FEW_TOKENS,
     FLOAT16,
     FLOAT32,
     AddRmsNormProblem,
-    ConvertProblem,
     EmbeddingRowsProblem,
     QuantLinearProblem,
     SliceNormsProblem,
 )
 
-# Graphs of the lengths that came last; each holds some kilobytes a block.
-_KEPT_GRAPHS = 8
 # Logits of this many tokens at once where all are wanted.
 _LOGIT_ROWS = 128
 _HALF, _FLOAT = 2, 4
@@ -40,21 +38,6 @@ Mark = Callable[[str], None]
 
 def _mark_nothing(_phase: str) -> None:
     """Takes no notice."""
-
-
-@dataclass(frozen=True)
-class StateSizes:
-    """Bytes of the states of some texts."""
-
-    conv: int
-    ssm: int
-
-
-def state_sizes(architecture: MambaArchitecture, batch: int) -> StateSizes:
-    """Bytes of the float32 states (layer, batch, …) of some texts."""
-    a = architecture
-    of_text = _FLOAT * a.n_layer * a.d_inner
-    return StateSizes(batch * of_text * (a.d_conv - 1), batch * of_text * a.d_state)
 
 
 def activation_layout(architecture: MambaArchitecture, tokens: int) -> tuple[dict[str, int], int]:
@@ -85,12 +68,13 @@ def narrow_row(architecture: MambaArchitecture) -> int:
 
 
 class Prefill:
-    """Reads stretches of text; work is enqueued on one stream and nothing waits.
+    """Reads stretches of text by cuBLAS and libs6.so; see `gpu_parts.Reader`.
 
     Attributes:
         token_ids: Address of (b, l) int32, the stretch to read.
         logits: Address of (rows, vocab) float32, the last that were computed.
         logit_rows: Tokens whose logits fit there.
+        state: What the next stretch goes on from.
         activation_bytes: Memory for activations and logits.
         cublas: See `Cublas`.
         weights: See `HalfWeights`.
@@ -126,60 +110,35 @@ class Prefill:
         self._x, self._xz, self._u = at["x"], at["xz"], at["u"]
         self._narrow, self._delta = at["narrow"], at["delta"]
         self._hidden = self._delta
-        self._state_batch = 0
-        self._conv: DeviceMemory | None = None
-        self._ssm: DeviceMemory | None = None
-        self._graphs: OrderedDict[tuple[int, int], Graph | None] = OrderedDict()
+        self._max_tokens = max_tokens
+        self._repeats = Repeats(stream)
+        self.state = StretchState(gpu, stream, architecture, self._repeats.forget)
 
-    def enter(self, batch: int, conv: int | None, ssm: int | None) -> None:
-        """Enqueues that the next stretch goes on from a state.
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Memory it holds, states apart, by what it is for."""
+        return {
+            "activations": self.activation_bytes,
+            "unpacked weights": self.weights.scratch_bytes,
+            "cuBLAS": self.cublas.workspace_bytes,
+        }
 
-        Args:
-            batch: Texts.
-            conv: Address of (layer, b, k-1, d) float32; None for the beginning of the texts.
-            ssm: Address of (layer, b, n, d) float32; likewise.
-        """
-        conv_here, ssm_here = self._states_for(batch)
-        sizes = state_sizes(self._architecture, batch)
-        if conv is None or ssm is None:
-            self._stream.clear(conv_here, sizes.conv * _HALF // _FLOAT)
-            self._stream.clear(ssm_here, sizes.ssm)
-            return
-        count = sizes.conv // _FLOAT
-        narrow = ConvertProblem(
-            from_dtype=FLOAT32, to_dtype=FLOAT16, count=count, x=conv, y=conv_here
-        )
-        call("s6_convert", narrow, self._stream.handle)
-        self._stream.copy(ssm_here, ssm, sizes.ssm)
-
-    def leave(self, batch: int, conv: int, ssm: int) -> None:
-        """Enqueues a copy of the state after the last stretch; arguments as those of `enter`."""
-        conv_here, ssm_here = self._states_for(batch)
-        sizes = state_sizes(self._architecture, batch)
-        count = sizes.conv // _FLOAT
-        widen = ConvertProblem(
-            from_dtype=FLOAT16, to_dtype=FLOAT32, count=count, x=conv_here, y=conv
-        )
-        call("s6_convert", widen, self._stream.handle)
-        self._stream.copy(ssm, ssm_here, sizes.ssm)
+    def most_length(self, batch: int, *, all_logits: bool) -> int:  # noqa: ARG002
+        """See `gpu_parts.Reader`: logits of all tokens come in parts, whatever the length."""
+        return self._max_tokens // batch
 
     def read(self, batch: int, length: int) -> None:
-        """Enqueues a stretch (batch, length), with the logits (batch, vocab) after its end.
+        """See `gpu_parts.Reader`."""
+        self._repeats.run((batch, length), lambda: self.enqueue(batch, length))
 
-        A length that comes again is captured; what comes once is not worth it.
-        """
-        key = (batch, length)
-        known = key in self._graphs
-        graph = self._graphs.pop(key, None)
-        if known and graph is None:
-            graph = self._stream.capture(lambda: self.enqueue(batch, length))
-        self._graphs[key] = graph
-        while len(self._graphs) > _KEPT_GRAPHS:
-            self._graphs.popitem(last=False)
-        if graph is None:
-            self.enqueue(batch, length)
-        else:
-            self._stream.launch(graph)
+    def read_with_logits(self, batch: int, length: int) -> Iterator[LogitsPart]:
+        """See `gpu_parts.Reader`."""
+        self.read(batch, length)
+        for text in range(batch):
+            for first in range(0, length, self.logit_rows):
+                rows = min(self.logit_rows, length - first)
+                self._enqueue_logits(text * length + first, rows)
+                yield LogitsPart(text, first, rows, self.logits)
 
     def enqueue(self, batch: int, length: int, mark: Mark = _mark_nothing) -> None:
         """Enqueues a stretch kernel by kernel.
@@ -201,7 +160,7 @@ class Prefill:
         self._head(last, length * a.d_model, batch)
         mark("")
 
-    def enqueue_logits(self, first: int, rows: int) -> None:
+    def _enqueue_logits(self, first: int, rows: int) -> None:
         """Enqueues logits after some tokens of the last stretch.
 
         Args:
@@ -210,17 +169,6 @@ class Prefill:
         """
         a = self._architecture
         self._head(self._x + _FLOAT * a.d_model * first, a.d_model, rows)
-
-    def _states_for(self, batch: int) -> tuple[int, int]:
-        """Addresses of the states at work: (layer, b, k-1, d) float16, (layer, b, n, d) float32."""
-        if batch > self._state_batch or self._conv is None or self._ssm is None:
-            sizes = state_sizes(self._architecture, batch)
-            self._stream.finish()
-            self._graphs.clear()  # they know the old addresses
-            self._conv = self._gpu.allocate(sizes.conv * _HALF // _FLOAT, "states")
-            self._ssm = self._gpu.allocate(sizes.ssm, "states")
-            self._state_batch = batch
-        return self._conv.pointer, self._ssm.pointer
 
     def _embed(self, tokens: int) -> None:
         table = self._stored.matrices["embedding.weight"]
@@ -273,7 +221,7 @@ class Prefill:
 
     def _convolve(self, layer: int, batch: int, length: int) -> None:
         a = self._architecture
-        conv, _ = self._states_for(batch)
+        conv, _ = self.state.addresses(batch)
         state = conv + layer * batch * (a.d_conv - 1) * a.d_inner * _HALF
         problem = CausalConv1dProblem(
             dtype=FLOAT16,
@@ -295,7 +243,7 @@ class Prefill:
 
     def _scan(self, layer: int, batch: int, length: int) -> None:
         a = self._architecture
-        _, ssm = self._states_for(batch)
+        _, ssm = self.state.addresses(batch)
         state = ssm + layer * batch * a.d_state * a.d_inner * _FLOAT
         row = narrow_row(a)
         B = self._narrow + _HALF * a.dt_rank

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.architecture import MambaArchitecture
 from pipeline.cuda_driver import DeviceMemory, Gpu, Stream
-from pipeline.cuda_prefill import state_sizes
+from pipeline.cuda_stretch_state import state_sizes
 from pipeline.session import Floats, State
 
 # Buffers that wait to be used again, of each number of texts: what one text after the other needs.

@@ -31,7 +31,8 @@ from gpu_clock import header
 from pipeline.architecture import PUBLISHED, MambaArchitecture
 from pipeline.cublas import Cublas, Product
 from pipeline.cuda_driver import Event, Gpu, Stream, open_gpu
-from pipeline.cuda_prefill import Prefill, state_sizes
+from pipeline.cuda_prefill import Prefill
+from pipeline.cuda_stretch_state import state_sizes
 from pipeline.cuda_weights import DeviceWeights, describe, plan_image
 from pipeline.quantize import QuantisationChoice, choose_packings
 from pipeline.s6_library import call
@@ -170,9 +171,9 @@ def time_prefill(
     conv, ssm = gpu.allocate(sizes.conv, "a state"), gpu.allocate(sizes.ssm, "a state")
 
     def run() -> None:
-        prefill.enter(1, None, None)
+        prefill.state.enter(1, None, None)
         prefill.read(1, TOKENS)
-        prefill.leave(1, conv.pointer, ssm.pointer)
+        prefill.state.leave(1, conv.pointer, ssm.pointer)
 
     for _ in range(4):
         run()

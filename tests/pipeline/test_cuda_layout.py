@@ -16,7 +16,8 @@ from pipeline.architecture import PUBLISHED, MambaArchitecture
 from pipeline.bundle import convert
 from pipeline.cli import main
 from pipeline.cublas import Product, gemm_arguments
-from pipeline.cuda_prefill import activation_layout, narrow_row, state_sizes
+from pipeline.cuda_prefill import activation_layout, narrow_row
+from pipeline.cuda_stretch_state import state_sizes
 from pipeline.cuda_weights import plan_image
 from pipeline.engine import choose_backend
 from pipeline.errors import ArtifactError, BackendError, EngineMismatchError, PluginError
