@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The weights of a bundle on the GPU: one image, in which all layers look alike.
 
-Tensors lie in file order, each at a multiple of `_ALIGNMENT`, so that from a tensor of one block to
+Tensors lie in file order, each at a multiple of `LINE_BYTES`, so that from a tensor of one block to
 the same tensor of the next it is always the same distance: one address and one step describe it
 for all blocks. Scales lie groups first, the order in which the kernels read them.
 """
@@ -21,8 +21,9 @@ from pipeline.quantize import packings, scales_name
 from pipeline.settings import Progress, no_progress
 from pipeline.weights import WEIGHT_FILE, TensorPlace, read_places, read_weights
 
-# A line of the L2 cache; more than any vector load or bulk copy asks for.
-_ALIGNMENT = 128
+#: Tensors begin at multiples of this: a line of the L2 cache, and more than any vector load or bulk
+#: copy asks for.
+LINE_BYTES = 128
 # Copied at once: boards fail on large host transfers long before they run out of memory.
 _CHUNK_BYTES = 256 << 20
 
@@ -108,7 +109,7 @@ def plan_image(places: Mapping[str, TensorPlace], architecture: MambaArchitectur
     offsets, size = {}, 0
     for name, place in places.items():
         offsets[name] = size
-        size += -(-place.length // _ALIGNMENT) * _ALIGNMENT
+        size += -(-place.length // LINE_BYTES) * LINE_BYTES
     first = [name for name in places if name.startswith("layers.0.")]
     following = "norm.weight" if architecture.n_layer == 1 else first[0].replace("0", "1", 1)
     layer_bytes = offsets[following] - offsets[first[0]]
