@@ -9,9 +9,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# make engine MODEL=path/to/checkpoint PRECISION=fp16
+# make engine MODEL=path/to/checkpoint PRECISION=fp16 BACKEND=tensorrt
 MODEL ?= models/demo
-PRECISION ?= fp32
+PRECISION ?= fp16
+BACKEND ?= tensorrt
 NAME := $(notdir $(abspath $(MODEL)))-$(PRECISION)
 OUT := build/$(NAME)
 
@@ -53,9 +54,9 @@ build/demo/engine/manifest.json: $(VENV)/installed $(wildcard models/demo/*.json
 	$(BIN)/mamba-orin build build/demo/bundle --output build/demo/engine
 
 .PHONY: engine
-engine: $(VENV)/installed ## Build an engine: make engine MODEL=path/to/checkpoint PRECISION=fp32|fp16
+engine: $(VENV)/installed ## Build a TensorRT engine: make engine MODEL=path/to/checkpoint PRECISION=fp16|int8|int4; without a GPU, what runs here
 	$(BIN)/mamba-orin convert '$(MODEL)' --output $(OUT)-bundle --precision $(PRECISION)
-	$(BIN)/mamba-orin build $(OUT)-bundle --output $(OUT)-engine
+	$(BIN)/mamba-orin build $(OUT)-bundle --output $(OUT)-engine --backend $(BACKEND) --fall-back
 	@echo "Try it: $(BIN)/mamba-orin generate $(OUT)-engine --prompt 'Once upon a time'"
 
 ##@ Develop

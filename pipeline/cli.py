@@ -40,6 +40,12 @@ _EXTRAS = {
     "uvicorn": "serve",
 }
 
+# Packages that no index has for a board.
+_INSTALLATIONS = {
+    "tensorrt": "on a Jetson: apt install python3-libnvinfer, and let the environment see it "
+    "(python3 -m venv --system-site-packages)",
+}
+
 _INTERRUPTED = 130
 _OUTPUT_CLOSED = 141
 
@@ -112,7 +118,8 @@ def _missing_dependencies_explained() -> Iterator[None]:
         extra = _EXTRAS.get(package)
         wanted = f"mamba-orin[{extra}]" if extra else "mamba-orin"
         raise MissingDependencyError(
-            f"the package {package} is not installed", fix=f"pip install '{wanted}'"
+            f"the package {package} is not installed",
+            fix=_INSTALLATIONS.get(package, f"pip install '{wanted}'"),
         ) from error
 
 
@@ -150,11 +157,20 @@ def _run_convert(args: argparse.Namespace) -> None:
 
 def _run_build(args: argparse.Namespace) -> None:
     from pipeline.engine import build
+    from pipeline.s6_library import PLUGIN_LIBRARY_VARIABLE
 
+    if args.plugin is not None:
+        os.environ[PLUGIN_LIBRARY_VARIABLE] = str(args.plugin)
     begin = time.monotonic()
     with _progress("building", unit="bytes") as progress:
         manifest = build(
-            args.bundle, args.output, args.backend, args.max_batch, args.max_length, progress
+            args.bundle,
+            args.output,
+            args.backend,
+            args.max_batch,
+            args.max_length,
+            progress,
+            fall_back=args.fall_back,
         )
     _say(
         f"{args.output}: engine for {manifest.backend} ({manifest.backend_reason}) on "
@@ -627,10 +643,23 @@ def _add_build(verbs: Any) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="ENGINE", help="new folder")
     parser.add_argument(
         "--backend",
-        choices=("auto", "cuda", "onnxruntime"),
+        choices=("auto", "cuda", "tensorrt", "onnxruntime"),
         default="auto",
-        help="what shall run it: cuda, the GPU through libs6.so and cuBLAS; onnxruntime, the CPU; "
-        "auto takes the fastest this machine has and says why (default: auto)",
+        help="what shall run it: cuda, the GPU through libs6.so and cuBLAS; tensorrt, the GPU "
+        "through an engine with our plugin; onnxruntime, the CPU; auto takes the fastest this "
+        "machine has and says why (default: auto)",
+    )
+    parser.add_argument(
+        "--fall-back",
+        action="store_true",
+        help="where the backend asked for does not run here, take what auto would, and say why",
+    )
+    parser.add_argument(
+        "--plugin",
+        type=Path,
+        metavar="FILE",
+        help="libs6_plugin.so for tensorrt (default: MAMBA_ORIN_S6_PLUGIN, or the newest under "
+        "plugin/build)",
     )
     parser.add_argument(
         "--max-batch", type=int, default=8, metavar="N", help="texts at once (default: 8)"
@@ -640,7 +669,7 @@ def _add_build(verbs: Any) -> None:
         type=int,
         metavar="N",
         help="tokens of one prefill call; longer prompts are read in pieces, so this bounds "
-        "memory and not the prompt (default: 128 on onnxruntime, 2048 on cuda)",
+        "memory and not the prompt (default: 128 on onnxruntime, 2048 on a GPU)",
     )
 
 

@@ -50,7 +50,9 @@ def why_not_here() -> str | None:
     return None
 
 
-def prepare(_folder: Path, _bundle: Path, manifest: BundleManifest) -> None:
+def prepare(
+    _folder: Path, _bundle: Path, manifest: BundleManifest, _max_batch: int, _max_length: int
+) -> None:
     """Writes nothing, and refuses what cannot run before the weights are read.
 
     Raises:

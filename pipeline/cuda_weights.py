@@ -85,12 +85,14 @@ class DeviceWeights:
 
     Attributes:
         memory: What they lie in.
+        addresses: Of each tensor of the weight file, by its name.
         matrices: Of a block, by the name after `layers.{i}.`; also "embedding.weight" and, for
             the head, "head.weight", which may be the same.
         vectors: Likewise; also "norm.weight" with the key "final_norm".
     """
 
     memory: DeviceMemory
+    addresses: Mapping[str, int]
     matrices: Mapping[str, DeviceMatrix]
     vectors: Mapping[str, DeviceVector]
 
@@ -202,7 +204,8 @@ def describe(
     matrices["embedding.weight"] = matrix("embedding.weight")
     matrices["head.weight"] = matrix(architecture.head_weight)
     vectors["final_norm"] = DeviceVector(at("norm.weight"), 0)
-    return DeviceWeights(memory, matrices, vectors)
+    addresses = {name: at(name) for name in places}
+    return DeviceWeights(memory, addresses, matrices, vectors)
 
 
 def layer_at(address: int | None, layer_bytes: int, layer: int) -> int | None:

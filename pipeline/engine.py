@@ -34,7 +34,7 @@ from pipeline.weights import WEIGHT_FILE
 
 logger = logging.getLogger(__name__)
 
-BackendChoice = Literal["auto", "cuda", "onnxruntime"]
+BackendChoice = Literal["auto", "cuda", "tensorrt", "onnxruntime"]
 
 DEFAULT_MAX_BATCH = 8
 
@@ -51,7 +51,9 @@ class BackendModule(Protocol):
         """Why this machine cannot run a bundle on this backend; None when it can."""
 
     @staticmethod
-    def prepare(folder: Path, bundle: Path, manifest: BundleManifest, /) -> None:
+    def prepare(
+        folder: Path, bundle: Path, manifest: BundleManifest, max_batch: int, max_length: int, /
+    ) -> None:
         """Writes the files of an engine."""
 
     @staticmethod
@@ -80,7 +82,7 @@ class BackendModule(Protocol):
         """By how much prefill and steps may differ, as a share of the largest logit."""
 
 
-# Fastest first; the last one runs everywhere.
+# What "auto" takes, the fastest that was measured first; the last one runs everywhere.
 BACKENDS: tuple[Backend, ...] = ("cuda", "onnxruntime")
 
 
@@ -103,21 +105,37 @@ class LoadedEngine:
     bundle: Path
 
 
-def choose_backend(choice: BackendChoice, manifest: BundleManifest) -> tuple[Backend, str]:
+def choose_backend(
+    choice: BackendChoice, manifest: BundleManifest, *, fall_back: bool = False
+) -> tuple[Backend, str]:
     """Decides what shall run a bundle on this machine.
+
+    Args:
+        choice: What is wanted; "auto" takes the fastest that runs here.
+        manifest: The bundle's.
+        fall_back: Whether the fastest that runs here will do where the wanted one does not.
 
     Returns:
         The backend, and why it is this one, for people.
     """
-    if choice != "auto":
-        return choice, "asked for"
+    wanted: tuple[Backend, ...] = () if choice == "auto" else (choice,)
+    if wanted and not fall_back:
+        return wanted[0], "asked for"
     reasons = []
-    for backend in BACKENDS[:-1]:
-        reason = _module_of(backend).why_not(manifest)
+    for backend in (*wanted, *(other for other in BACKENDS if other not in wanted)):
+        reason = _why_not(backend, manifest)
         if reason is None:
-            return backend, "the fastest of this machine"
+            reasons.append("asked for" if backend in wanted else "the fastest that runs here")
+            return backend, "; ".join(reasons)
         reasons.append(f"not {backend}: {reason}")
-    return BACKENDS[-1], "; ".join(reasons)
+    raise AssertionError("the last backend runs everywhere")
+
+
+def _why_not(backend: Backend, manifest: BundleManifest) -> str | None:
+    try:
+        return _module_of(backend).why_not(manifest)
+    except ModuleNotFoundError as error:
+        return f"the package {error.name} is not installed"
 
 
 def build(
@@ -127,6 +145,8 @@ def build(
     max_batch: int = DEFAULT_MAX_BATCH,
     max_length: int | None = None,
     progress: Progress = no_progress,
+    *,
+    fall_back: bool = False,
 ) -> EngineManifest:
     """Builds an engine and asks it a question before it appears under its name.
 
@@ -138,6 +158,7 @@ def build(
         max_length: Tokens of one prefill call; longer prompts are read in pieces. None takes
             what suits the backend.
         progress: Told bytes of weights that are loaded and bytes in all.
+        fall_back: Whether another backend will do where the wanted one does not run.
 
     Returns:
         The manifest that was written.
@@ -151,14 +172,14 @@ def build(
         if value is not None and value < 1:
             raise UsageError(f"{option} is {value}", fix=f"{option} must be 1 or more")
     manifest = read_bundle(bundle)
-    chosen, reason = choose_backend(backend, manifest)
+    chosen, reason = choose_backend(backend, manifest, fall_back=fall_back)
     logger.info("backend %s (%s)", chosen, reason)
     module = _module_of(chosen)
     max_length = max_length or module.DEFAULT_MAX_LENGTH
     weights = manifest.files[WEIGHT_FILE]
     with new_folder(output, marker=MANIFEST_FILE) as folder:
         with storage_errors(output):
-            module.prepare(folder, bundle, manifest)
+            module.prepare(folder, bundle, manifest, max_batch, max_length)
         session = module.open_session(
             folder, bundle, manifest, max_batch, max_length, None, progress
         )

@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
 )
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-Backend = Literal["onnxruntime", "cuda"]
+Backend = Literal["onnxruntime", "cuda", "tensorrt"]
 
 SCHEMA_VERSION = 1
 

@@ -34,7 +34,9 @@ def why_not(_bundle: BundleManifest) -> str | None:
     return None
 
 
-def prepare(folder: Path, bundle: Path, manifest: BundleManifest) -> None:
+def prepare(
+    folder: Path, bundle: Path, manifest: BundleManifest, _max_batch: int, _max_length: int
+) -> None:
     """Writes the graphs of an engine into its folder."""
     # ONNX Runtime has no half-precision matrix product on the CPU: widen once, at load.
     export_graphs(

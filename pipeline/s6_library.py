@@ -21,6 +21,8 @@ from pipeline.errors import PluginError
 
 LIBRARY_NAME = "libs6.so"
 LIBRARY_VARIABLE = "MAMBA_ORIN_S6_LIBRARY"
+PLUGIN_LIBRARY_NAME = "libs6_plugin.so"
+PLUGIN_LIBRARY_VARIABLE = "MAMBA_ORIN_S6_PLUGIN"
 
 #: S6DataType by the last part of a dtype's name.
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
@@ -96,28 +98,41 @@ class CausalConv1dProblem(Problem):
 
 
 def find_library() -> Path:
-    """Returns where libs6.so is.
+    """Returns where libs6.so is; see `find_built`."""
+    return find_built(LIBRARY_NAME, LIBRARY_VARIABLE)
 
-    Looked for at $MAMBA_ORIN_S6_LIBRARY, then among this checkout's builds, newest first.
+
+def find_plugin_library() -> Path:
+    """Returns where libs6_plugin.so is; see `find_built`."""
+    return find_built(PLUGIN_LIBRARY_NAME, PLUGIN_LIBRARY_VARIABLE)
+
+
+def find_built(name: str, variable: str) -> Path:
+    """Returns where a library is that plugin/ builds.
+
+    Looked for where the environment variable says, then among this checkout's builds, newest first.
+
+    Args:
+        name: Of the file.
+        variable: Of the environment.
 
     Raises:
         PluginError: if there is none.
     """
-    named = os.environ.get(LIBRARY_VARIABLE)
+    named = os.environ.get(variable)
     if named:
         if Path(named).is_file():
             return Path(named)
         raise PluginError(
-            f"{LIBRARY_VARIABLE} names {named}, which is not a file",
-            fix=f"correct or unset {LIBRARY_VARIABLE}",
+            f"{variable} names {named}, which is not a file", fix=f"correct or unset {variable}"
         )
     builds = Path(__file__).resolve().parent.parent / "plugin" / "build"
-    found = [path for path in builds.glob(f"*/{LIBRARY_NAME}") if path.is_file()]
+    found = [path for path in builds.glob(f"*/**/{name}") if path.is_file()]
     if not found:
         raise PluginError(
-            f"{LIBRARY_NAME} was not found under {builds}",
+            f"{name} was not found under {builds}",
             fix="build it: in plugin/, cmake --preset orin && cmake --build --preset orin; or set "
-            f"{LIBRARY_VARIABLE}",
+            f"{variable}",
         )
     return max(found, key=lambda path: path.stat().st_mtime)
 

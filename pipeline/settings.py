@@ -47,6 +47,14 @@ def board_root() -> Path:
     return Path(os.environ.get("MAMBA_ORIN_BOARD_ROOT", "/"))
 
 
+def cache_folder() -> Path:
+    """Where to keep what may be lost: $MAMBA_ORIN_CACHE, or the user's cache (XDG)."""
+    given = os.environ.get("MAMBA_ORIN_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mamba-orin"
+
+
 def take_defaults_from_environment(parser: argparse.ArgumentParser, prefix: str) -> None:
     """Lets a variable stand for each argument of a command, as is usual in containers.
 
