@@ -224,8 +224,11 @@ def _grid_scales(groups: Floats, scales: Scales, packing: Packing) -> Scales:
     steps[steps == 0] = np.inf
 
     def lie_on(values: Floats, step: Floats) -> npt.NDArray[np.bool_]:
+        codes = np.rint(values / step)
         with np.errstate(invalid="ignore"):  # 0 * infinity, of which nothing comes
-            return np.asarray((np.rint(values / step) * step == values).all(axis=-1))
+            is_exact = codes * step == values
+        # Codes reach one step further on the side of the largest than on the other.
+        return np.asarray((is_exact & (codes <= packing.largest)).all(axis=-1))
 
     # Few groups get past their largest and their first weight.
     likely = (steps * -packing.zero_point == extremes)[..., 0] & lie_on(groups[..., :1], steps)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file, save_file
@@ -72,6 +72,7 @@ def test_codes_stand_in_ascending_bit_positions(bits: int) -> None:
 
 
 @given(matrices())
+@example((Packing(4, 16), np.array([[-8.0, *[8.0] * 15]], dtype=np.float32)))
 def test_rounding_is_off_by_half_a_step_at_most(case: tuple[Packing, Any]) -> None:
     packing, matrix = case
     words, scales = round_to_nearest("some.weight", matrix, packing)
