@@ -42,7 +42,7 @@ class AddRmsNormProblem(Problem):
         ("rows", _INT32),
         ("m", _INT32),
         ("eps", _FLOAT),
-        *((name, _POINTER) for name in ("x", "delta", "weight", "y")),
+        *((name, _POINTER) for name in ("x", "delta", "weight", "sum", "y")),
         ("x_row", _INT64),
     ]
 

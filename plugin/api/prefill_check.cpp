@@ -32,9 +32,12 @@ extern "C" S6Status s6_add_rms_norm_check(const S6AddRmsNorm* problem) {
   check.require(p.x_row == 0 || (p.x_row >= p.m && p.x_row % 4 == 0), S6_STATUS_BAD_STRIDE);
   check.requirePointer(p.weight, kVectorBytes);
   check.requireAligned(p.delta, kVectorBytes);
+  check.requireAligned(p.sum, kVectorBytes);
   if (p.rows > 0) {
     check.requirePointer(p.x, kVectorBytes);
     check.requirePointer(p.y, kVectorBytes);
+    check.require(p.delta == nullptr || p.sum != nullptr, S6_STATUS_NULL_POINTER);
+    check.require(p.sum != p.x || p.x_row == 0 || p.x_row == p.m, S6_STATUS_BAD_STRIDE);
   }
   return check.status();
 }

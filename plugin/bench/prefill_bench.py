@@ -136,6 +136,7 @@ def residual_ms(gpu: Gpu, stream: Stream, weights: DeviceWeights, *, folded: boo
         x=x.pointer,
         delta=None if folded else delta.pointer,
         weight=weights.vectors["final_norm"].data,
+        sum=None if folded else x.pointer,
         y=y.pointer,
     )
 

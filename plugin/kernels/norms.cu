@@ -41,7 +41,9 @@ template <int kVectors>
 __global__ void __launch_bounds__(kNormThreads) normKernel(const S6AddRmsNorm p, int64_t x_row) {
   const int64_t row = blockIdx.x;
   const int count = p.m / kFloats;
-  float4* x = reinterpret_cast<float4*>(p.x + row * x_row);
+  // No __restrict__: the sum may be written over x.
+  const float4* x = reinterpret_cast<const float4*>(p.x + row * x_row);
+  float4* sum = p.sum == nullptr ? nullptr : reinterpret_cast<float4*>(p.sum) + row * count;
   const uint2* delta =
       p.delta == nullptr ? nullptr : static_cast<const uint2*>(p.delta) + row * count;
   uint2* y = static_cast<uint2*>(p.y) + row * count;
@@ -59,8 +61,8 @@ __global__ void __launch_bounds__(kNormThreads) normKernel(const S6AddRmsNorm p,
       const uint2 packed = delta[i];
       const float2 low = unpackPair<__half>(packed.x), high = unpackPair<__half>(packed.y);
       value[j].x += low.x, value[j].y += low.y, value[j].z += high.x, value[j].w += high.y;
-      x[i] = value[j];
     }
+    if (sum != nullptr && i < count) sum[i] = value[j];
     squares = fmaf(value[j].x, value[j].x, squares);
     squares = fmaf(value[j].y, value[j].y, squares);
     squares = fmaf(value[j].z, value[j].z, squares);

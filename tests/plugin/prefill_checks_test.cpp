@@ -35,8 +35,7 @@ S6AddRmsNorm goodProblem(S6AddRmsNorm p) {
   p.rows = 2;
   p.m = 64;
   p.eps = 1e-5f;
-  p.x = at<float>(0);
-  p.weight = at<float>(0);
+  p.x = p.weight = p.sum = at<float>(0);
   p.delta = p.y = memory;
   return p;
 }
@@ -134,7 +133,8 @@ void embeddingProblems() {
 void normProblems() {
   const auto check = s6_add_rms_norm_check;
   expectGuarded(check);
-  EXPECT_STATUS(check, S6_STATUS_OK, p.delta = nullptr; p.x_row = 128);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.delta = nullptr; p.sum = nullptr; p.x_row = 128);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.sum = at<float>(16); p.x_row = 128);
   EXPECT_STATUS(check, S6_STATUS_OK, p.rows = 0; p.x = nullptr; p.y = nullptr);
   EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.rows = -1);
   EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.m = 4);
@@ -142,10 +142,13 @@ void normProblems() {
   EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.eps = -1.0f);
   EXPECT_STATUS(check, S6_STATUS_BAD_STRIDE, p.x_row = 56);
   EXPECT_STATUS(check, S6_STATUS_BAD_STRIDE, p.x_row = 66);
+  EXPECT_STATUS(check, S6_STATUS_BAD_STRIDE, p.x_row = 128);  // A sum in place is dense.
   EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.x = nullptr);
   EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.weight = nullptr);
   EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.y = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.sum = nullptr);
   EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.delta = memory + 2);
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.sum = at<float>(4));
 }
 
 void sliceProblems() {

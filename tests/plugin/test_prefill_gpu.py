@@ -137,8 +137,11 @@ def test_embedding_rows(precision, m):
 
 @pytest.mark.parametrize("m", [8, 768, 1024, 1032, 2560, 4096, 16384])
 @pytest.mark.parametrize("with_delta", [False, True])
-def test_norm_with_and_without_an_addition(m, with_delta):
-    """The residual is changed only by the addition; rows of zeros stay zeros."""
+@pytest.mark.parametrize("sum_place", ["nowhere", "over x", "apart"])
+def test_norm_with_and_without_an_addition(m, with_delta, sum_place):
+    """The sum is written where it is wanted and nowhere else; rows of zeros stay zeros."""
+    if with_delta and sum_place == "nowhere":
+        pytest.skip("refused: see prefill_checks_test.cpp")
     torch = oracle.require_gpu()
     generator = np.random.default_rng(2)
     x = generator.normal(scale=3, size=(5, m)).astype(np.float32)
@@ -151,6 +154,9 @@ def test_norm_with_and_without_an_addition(m, with_delta):
     exact = residual.astype(np.float64)
     wanted = exact / np.sqrt((exact**2).mean(axis=1, keepdims=True) + eps) * weight
     device_x, device_delta, device_weight = (on_gpu(torch, v) for v in (x, delta, weight))
+    apart = unwritten(torch, 5, m, dtype="float32")
+    places = {"nowhere": None, "over x": device_x, "apart": apart}
+    place = places[sum_place]
     y = unwritten(torch, 5, m)
     problem = AddRmsNormProblem(
         rows=5,
@@ -159,10 +165,14 @@ def test_norm_with_and_without_an_addition(m, with_delta):
         x=device_x.data_ptr(),
         delta=device_delta.data_ptr() if with_delta else None,
         weight=device_weight.data_ptr(),
+        sum=None if place is None else place.data_ptr(),
         y=y.data_ptr(),
     )
     enqueue(torch, "s6_add_rms_norm", problem)
-    np.testing.assert_array_equal(device_x.cpu().numpy(), residual)
+    if place is not None:
+        np.testing.assert_array_equal(place.cpu().numpy(), residual)
+    if sum_place != "over x":
+        np.testing.assert_array_equal(device_x.cpu().numpy(), x)
     np.testing.assert_allclose(y.cpu().numpy(), wanted, rtol=2 * HALF_ROUNDING, atol=1e-6)
 
 

@@ -37,16 +37,17 @@ typedef struct S6EmbeddingRows {
   float* x;                  //!< [tokens, m]
 } S6EmbeddingRows;
 
-//! x += delta (if given), then y = x / rms(x) * weight.
+//! sum = x + delta (x alone without delta), then y = sum / rms(sum) * weight.
 typedef struct S6AddRmsNorm {
   size_t struct_size;  //!< sizeof(S6AddRmsNorm).
   int32_t rows;        //!< May be 0.
   int32_t m;           //!< Width of a row, a multiple of 8, at most S6_NORM_MAX_WIDTH.
   float eps;           //!< Added to the mean square.
 
-  float* x;             //!< Residual; written only if delta is given.
+  const float* x;       //!< Residual.
   const void* delta;    //!< float16 [rows, m] or null.
   const float* weight;  //!< [m]
+  float* sum;           //!< [rows, m]; needed with delta, else may be null. May be a dense x.
   void* y;              //!< float16 [rows, m]
   int64_t x_row;        //!< Elements from one row of x to the next; 0 means m.
 } S6AddRmsNorm;
