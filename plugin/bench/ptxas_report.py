@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Registers, shared memory and spills of every kernel, as ptxas states them, in one JSON file.
 
-Needs nvcc and no GPU. Exits with 1 if any kernel spills.
+Needs nvcc and no GPU. Exits with 1 if any kernel spills, or if they do not link to one library.
 
     python plugin/bench/ptxas_report.py --output docs/measurements/ptxas.json
 """
@@ -25,13 +25,20 @@ USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
 def compile_report(source: Path, architecture: str, folder: Path) -> str:
-    """Returns what ptxas says about one source file."""
+    """Returns what ptxas says about one source file; its object is left in the folder."""
     command = [
         "nvcc", "-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas=-v", "-Werror=all-warnings",
-        *(f"-I{PLUGIN / name}" for name in ("include", "api", "kernels")),
-        "-c", str(source), "-o", str(folder / "kernel.o"),
+        "-Xcompiler=-fPIC", *(f"-I{PLUGIN / name}" for name in ("include", "api", "kernels")),
+        "-c", str(source), "-o", str(folder / f"{source.stem}.o"),
     ]  # fmt: skip
     return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+
+
+def link_all(architecture: str, folder: Path) -> None:
+    """Links the objects in a folder to a library in which no symbol is missing or twice there."""
+    objects = sorted(str(path) for path in folder.glob("*.o"))
+    command = ["nvcc", f"-arch={architecture}", "-shared", "-Xlinker", "-z,defs"]
+    subprocess.run([*command, *objects, "-o", str(folder / "kernels.so")], check=True)
 
 
 def readable(symbols: list[str]) -> list[str]:
@@ -72,9 +79,11 @@ def main() -> int:
         parser.error("nvcc is not on PATH")
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for source in sorted((PLUGIN / "kernels").glob("*.cu")):
+        sources = [path for name in ("api", "kernels") for path in (PLUGIN / name).glob("*.c*")]
+        for source in sorted(path for path in sources if path.suffix in {".cpp", ".cu"}):
             report = compile_report(source, arguments.architecture, Path(folder))
             rows += rows_of(report, source.name)
+        link_all(arguments.architecture, Path(folder))
     version = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True)
     document = {
         "subject": "ptxas",

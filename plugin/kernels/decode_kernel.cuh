@@ -34,8 +34,8 @@ __device__ __forceinline__ void syncComputing() {
 
 //! Brings what the phases of a block of the model read outside the stream into L2.
 //! Not inlined: it runs while a block waits, and would only take registers from what does not.
-__device__ __noinline__ void prefetchTables(const DecodeArgs& args, int pair, int pairs,
-                                            int layer) {
+static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int pair, int pairs,
+                                                   int layer) {
   constexpr int kLine = 128;
   const auto fetch = [](const void* at) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory");

@@ -33,7 +33,7 @@ def test_host_preset_builds_and_passes_its_tests(tmp_path: Path) -> None:
 
 
 def test_kernels_compile_for_the_board_without_spills(tmp_path: Path) -> None:
-    """Warning-free for sm_87, no kernel spills, and the kept report is what this compiler says."""
+    """Warning-free for sm_87, one library, no spills, and the kept report is this compiler's."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
     output = tmp_path / "ptxas.json"
