@@ -73,6 +73,7 @@ DOCUMENTS = [
     "docs/design_report.md",
     "docs/quantisation.md",
     "docs/serving.md",
+    "docs/tensorrt.md",
     "models/demo/README.md",
 ]
 
