@@ -28,7 +28,7 @@ from pipeline.session import Session
 from pipeline.settings import Progress, cache_folder
 from pipeline.storage import sha256_of, write_atomically
 from pipeline.tensorrt_graphs import prefill_graph, step_graph
-from pipeline.tensorrt_runtime import VERSION, Profile, build_plan, load_plugins
+from pipeline.tensorrt_runtime import VERSION, Profile, build_plan
 from pipeline.tensorrt_session import (
     PREFILL_PLAN,
     STEP_PLAN,
@@ -62,7 +62,7 @@ def why_not_here() -> str | None:
     try:
         open_gpu()
         s6_library.load_library()
-        load_plugins(s6_library.find_plugin_library())
+        s6_library.find_plugin_library()
     except ModuleNotFoundError as error:
         return f"the package {error.name} is not installed"
     except PipelineError as error:
@@ -84,7 +84,7 @@ def prepare(
     refuse_odd_widths(manifest.architecture)
     gpu = open_gpu()
     s6_library.load_library()
-    load_plugins(s6_library.find_plugin_library())
+    plugins = s6_library.find_plugin_library()
     a, places = manifest.architecture, read_places(bundle / WEIGHT_FILE)
     _, total = gpu.free_bytes()
     limits = stretch_limits(max_batch, max_length)
@@ -98,7 +98,7 @@ def prepare(
         ),
     ):
         onnx.save(graph, folder / graph_file)
-        _build(folder / plan_file, graph, profiles, total // _WORKSPACE_SHARE)
+        _build(folder / plan_file, graph, plugins, profiles, total // _WORKSPACE_SHARE)
 
 
 def open_session(
@@ -117,8 +117,10 @@ def open_session(
         EngineMismatchError: TensorRT does not take a plan.
         PluginError: A library of plugin/ is missing or refused.
     """
-    load_plugins(s6_library.find_plugin_library())
-    return TensorRtSession(folder, bundle, manifest.architecture, max_batch, max_length, progress)
+    plugins = s6_library.find_plugin_library()
+    return TensorRtSession(
+        folder, plugins, bundle, manifest.architecture, max_batch, max_length, progress
+    )
 
 
 def versions() -> dict[str, str]:
@@ -154,14 +156,18 @@ def tolerance(manifest: BundleManifest) -> float:
 
 
 def _build(
-    path: Path, graph: onnx.ModelProto, profiles: list[Profile], workspace_bytes: int
+    path: Path,
+    graph: onnx.ModelProto,
+    plugins: Path,
+    profiles: list[Profile],
+    workspace_bytes: int,
 ) -> None:
     """Builds one plan, with what earlier builds on this board have measured."""
     known = _timings_of_this_board()
     timings = known.read_bytes() if known.is_file() else b""
     logger.info("TensorRT %s builds %s, which takes a minute or more", VERSION, path.name)
     began = time.monotonic()
-    built = build_plan(graph.SerializeToString(), profiles, workspace_bytes, timings)
+    built = build_plan(graph.SerializeToString(), plugins, profiles, workspace_bytes, timings)
     path.write_bytes(built.plan)
     known.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(known, built.timings)

@@ -56,24 +56,6 @@ class _Log(trt.ILogger):  # type: ignore[misc]
 
 
 _log = _Log()
-_libraries: dict[Path, Any] = {}
-
-
-def load_plugins(library: Path) -> None:
-    """Makes the operators of a plugin library known, once.
-
-    Raises:
-        PluginError: TensorRT does not take it.
-    """
-    if library in _libraries:
-        return
-    try:
-        handle = trt.get_plugin_registry().load_library(str(library))
-    except Exception as error:  # the binding raises its own types
-        raise _refused_library(library, str(error)) from error
-    if handle is None:
-        raise _refused_library(library, _log.reason())
-    _libraries[library] = handle
 
 
 @dataclass(frozen=True)
@@ -90,20 +72,27 @@ class BuiltPlan:
 
 
 def build_plan(
-    graph: bytes, profiles: Sequence[Profile], workspace_bytes: int, timings: bytes = b""
+    graph: bytes,
+    plugins: Path,
+    profiles: Sequence[Profile],
+    workspace_bytes: int,
+    timings: bytes = b"",
 ) -> BuiltPlan:
     """Builds a plan from an ONNX graph without weights.
 
     Args:
         graph: The serialised model.
+        plugins: The library with its operators.
         profiles: Ranges of shapes the plan is made for.
         workspace_bytes: Most memory of the GPU that a kernel may want for itself.
         timings: Of an earlier build on the same board.
 
     Raises:
         BackendError: TensorRT cannot build it.
+        PluginError: TensorRT does not take the library.
     """
     builder = trt.Builder(_log)
+    _load_plugins(builder, plugins)
     network = builder.create_network(_network_flags())
     parser = trt.OnnxParser(network, _log)
     if not parser.parse(graph):
@@ -129,13 +118,16 @@ class Plan:
 
     Args:
         path: Its file.
+        plugins: The library with its operators.
 
     Raises:
         EngineMismatchError: TensorRT does not take it.
+        PluginError: TensorRT does not take the library.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, plugins: Path) -> None:
         self._runtime = trt.Runtime(_log)
+        _load_plugins(self._runtime, plugins)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineMismatchError(
@@ -236,6 +228,16 @@ def _failed(doing: str, reason: str) -> BackendError:
         fix="build the engine again; if it fails again, use --backend cuda and report this with "
         "the output of 'mamba-orin board --json'",
     )
+
+
+def _load_plugins(owner: Any, library: Path) -> None:
+    """Makes a library's operators known to a builder or a runtime, which ask their own registry."""
+    try:
+        handle = owner.get_plugin_registry().load_library(str(library))
+    except Exception as error:  # the binding raises its own types
+        raise _refused_library(library, str(error)) from error
+    if handle is None:
+        raise _refused_library(library, _log.reason())
 
 
 def _refused_library(library: Path, reason: str) -> PluginError:

@@ -276,6 +276,7 @@ class TensorRtSession(GpuSession):
 
     Args:
         folder: Where the plans are.
+        plugins: The library with their operators.
         bundle: Folder of the weight file; the caller has checked its manifest.
         architecture: Sizes of the model.
         max_batch: Texts at once, as the plans were built for.
@@ -286,12 +287,14 @@ class TensorRtSession(GpuSession):
         ModuleNotFoundError: The package cuda-bindings is not installed.
         BackendError: There is no GPU, or the model does not fit.
         EngineMismatchError: TensorRT does not take a plan.
-        PluginError: libs6.so is missing, or was built for another GPU.
+        PluginError: libs6.so is missing or was built for another GPU, or TensorRT does not take
+            the plugin library.
     """
 
     def __init__(
         self,
         folder: Path,
+        plugins: Path,
         bundle: Path,
         architecture: MambaArchitecture,
         max_batch: int,
@@ -301,7 +304,8 @@ class TensorRtSession(GpuSession):
         gpu = open_gpu()
         stream = gpu.new_stream()
         refuse_foreign_library(gpu, stream)
-        prefill, step = Plan(folder / PREFILL_PLAN), Plan(folder / STEP_PLAN)
+        prefill = Plan(folder / PREFILL_PLAN, plugins)
+        step = Plan(folder / STEP_PLAN, plugins)
         weights = upload(gpu, stream, bundle, architecture, progress)
         scratch = gpu.allocate(
             max(prefill.scratch_bytes, step.scratch_bytes), "activations of the engine"
