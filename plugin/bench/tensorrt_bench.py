@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: MIT
+r"""Builds TensorRT engines, checks them against the torch reference and times them beside `cuda`.
+
+    python plugin/bench/tensorrt_bench.py BUNDLE… --references FOLDER \
+        --output docs/measurements/tensorrt.json
+
+FOLDER holds NAME.npz of `reference_scores.py` for each bundle's folder name; a bundle without one
+is timed only. Batch 1. Times are of whole calls, host included: a greedy continuation by
+`decode_tokens`, and a prefill of 2048 tokens. Also times one token of the bundle's own step graph
+in plain TensorRT layers, no operator of ours in it. Needs TensorRT, libs6.so, libs6_plugin.so, the
+extra `cuda`, cuBLAS and a GPU; no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx import numpy_helper
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from reference_scores import log_softmax
+
+from pipeline import __version__, engine, s6_library
+from pipeline.cuda_driver import Gpu, open_gpu
+from pipeline.manifest import STEP_GRAPH, now, read_bundle
+from pipeline.session import DecodesAhead, Session
+from pipeline.storage import write_atomically
+from pipeline.tensorrt_runtime import VERSION, Plan, build_plan
+from pipeline.weights import WEIGHT_FILE, read_places, read_weights
+
+PREFILL_TOKENS, DECODED_TOKENS = 2048, 200
+REPEATS = 7
+# Log-probabilities nearer than this are a tie, which rounding may decide either way.
+TIE = 1e-3
+MEGABYTE = 1e6
+
+
+class Peak:
+    """Memory of the GPU that has been taken since it was made.
+
+    Attributes:
+        megabytes: The most that was seen.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu, self._before = gpu, gpu.free_bytes()[0]
+        self.megabytes = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[Peak]:
+        """Looks every few milliseconds."""
+        over = threading.Event()
+
+        def watch() -> None:
+            self._gpu.use_here()
+            while not over.wait(0.005):
+                self.megabytes = max(self.megabytes, self.taken())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield self
+        finally:
+            over.set()
+            thread.join()
+
+    def taken(self) -> float:
+        """Megabytes at this moment."""
+        return (self._before - self._gpu.free_bytes()[0]) / MEGABYTE
+
+
+def host_peak_megabytes() -> float:
+    """The most memory this process has had."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024 / MEGABYTE
+    raise AssertionError("Linux says VmHWM")
+
+
+def milliseconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Median and spread (half of the range, in percent) of some calls after two to warm up."""
+    times = []
+    for number in range(2 + REPEATS):
+        begin = time.perf_counter()
+        call()
+        if number >= 2:
+            times.append((time.perf_counter() - begin) * 1e3)
+    median = statistics.median(times)
+    return median, 50 * (max(times) - min(times)) / median
+
+
+def continued(session: Session, ids: np.ndarray, count: int) -> list[int]:
+    """The greedy continuation."""
+    assert isinstance(session, DecodesAhead)
+    logits, state = session.prefill(ids)
+    return list(session.decode_tokens(logits[0], state, count))
+
+
+def speed(session: Session) -> dict[str, float]:
+    """Milliseconds of a token and of a prefill."""
+    vocab = session.architecture.vocab_size
+    ids = np.random.default_rng(0).integers(0, vocab, (1, PREFILL_TOKENS), dtype=np.int64)
+    one = ids[:, :1]
+    long, long_spread = milliseconds(lambda: continued(session, one, DECODED_TOKENS))
+    short, _ = milliseconds(lambda: continued(session, one, 1))
+    prefill, prefill_spread = milliseconds(lambda: session.prefill(ids))
+    return {
+        "ms_per_token": round((long - short) / (DECODED_TOKENS - 1), 4),
+        "spread_pct": round(long_spread, 2),
+        "prefill_ms": round(prefill, 3),
+        "prefill_spread_pct": round(prefill_spread, 2),
+    }
+
+
+def parity(session: Session, reference: Path) -> dict[str, Any]:
+    """How a session compares with the reference."""
+    known = np.load(reference)
+    logits, _ = session.prefill(known["ids"], all_logits=True)
+    worst = float(np.abs(log_softmax(logits[0]) - known["logprobs"]).max())
+    found = continued(session, known["ids"], len(known["greedy"]))
+    ties = np.flatnonzero(known["gaps"] < TIE)
+    clear = int(ties[0]) if len(ties) else len(found)
+    same = int(np.cumprod(np.array(found) == known["greedy"]).sum())
+    return {
+        "logprob_error": round(worst, 5),
+        "same_tokens": same,
+        "tokens_to_first_tie": clear,
+        "tokens_agree": same >= clear,
+    }
+
+
+def plain_step_graph(bundle: Path) -> onnx.ModelProto:
+    """A bundle's step in standard operators, batch 1, its weights as inputs."""
+    model = onnx.load(bundle / STEP_GRAPH, load_external_data=False)
+    model = onnx.inliner.inline_local_functions(model)
+    graph, places = model.graph, read_places(bundle / WEIGHT_FILE)
+    for tensor in graph.initializer:
+        place = places[tensor.name]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(place.dtype)
+        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, kind, place.shape))
+    del graph.initializer[:]
+    # TensorRT 8.6 misreads constants of integers that are not tensors.
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        (attribute,) = node.attribute
+        value = onnx.helper.get_attribute_value(attribute)
+        if attribute.name != "value":
+            kind = np.float32 if "float" in attribute.name else np.int64
+            value = numpy_helper.from_array(np.array(value, dtype=kind))
+        value.name = node.output[0]
+        graph.initializer.append(value)
+        graph.node.remove(node)
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = 1
+    return model
+
+
+def plain_step(bundle: Path, gpu: Gpu) -> dict[str, float]:
+    """Time of one token in plain layers."""
+    model = plain_step_graph(bundle)
+    begin = time.perf_counter()
+    built = build_plan(model.SerializeToString(), s6_library.find_plugin_library(), [], 1 << 30)
+    build_s = time.perf_counter() - begin
+    with tempfile.NamedTemporaryFile(suffix=".plan") as file:
+        file.write(built.plan)
+        file.flush()
+        plan = Plan(Path(file.name), s6_library.find_plugin_library())
+    stream = gpu.new_stream()
+    scratch = gpu.allocate(plan.scratch_bytes, "a plan")
+    run = plan.new_run(0, scratch.pointer, scratch.size, stream.handle)
+    memory = []
+    arrays = dict(read_weights(bundle / WEIGHT_FILE))
+    for value in (*model.graph.input, *model.graph.output):
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        array = np.ascontiguousarray(arrays.get(value.name, np.zeros(shape, dtype)))
+        memory.append(gpu.allocate(array.nbytes, value.name))
+        stream.write(memory[-1].pointer, array.reshape(-1).view(np.uint8))
+        run.set_address(value.name, memory[-1].pointer)
+    run.enqueue(stream.handle)
+    graph = stream.capture(lambda: run.enqueue(stream.handle))
+    tokens = 50
+
+    def decode() -> None:
+        for _ in range(tokens):
+            stream.launch(graph)
+        stream.finish()
+
+    found, spread = milliseconds(decode)
+    return {
+        "ms_per_token": round(found / tokens, 4), "spread_pct": round(spread, 2),
+        "build_s": round(build_s, 1), "plan_mb": round(len(built.plan) / MEGABYTE, 2),
+    }  # fmt: skip
+
+
+def rows_of(bundle: Path, references: Path | None, folder: Path, gpu: Gpu) -> list[dict[str, Any]]:
+    """Rows of one bundle: the engine, the `cuda` session, plain layers."""
+    manifest = read_bundle(bundle)
+    common = {"model": bundle.name, "precision": manifest.precision, "batch": 1}
+    rows = []
+    for backend in ("tensorrt", "cuda"):
+        row: dict[str, Any] = {**common, "backend": backend}
+        begin = time.perf_counter()
+        with Peak(gpu).watched() as peak:
+            engine.build(bundle, folder / backend, backend)
+        row["build_s"] = round(time.perf_counter() - begin, 1)
+        row["build_gpu_mb"] = round(peak.megabytes)
+        row["build_host_mb"] = round(host_peak_megabytes())
+        if backend == "tensorrt":
+            plans = sum(path.stat().st_size for path in (folder / backend).glob("*.plan"))
+            row["plan_mb"] = round(plans / MEGABYTE, 2)
+        taken = Peak(gpu)
+        session = engine.load_engine(folder / backend).session
+        row |= speed(session)
+        row["session_gpu_mb"] = round(taken.taken())
+        reference = None if references is None else references / f"{bundle.name}.npz"
+        if reference is not None and reference.is_file():
+            row |= parity(session, reference)
+        rows.append(row)
+        sys.stdout.write(json.dumps(row) + "\n")
+        del session
+    if manifest.precision == "fp16":
+        rows.append({**common, "backend": "tensorrt, plain layers", **plain_step(bundle, gpu)})
+        sys.stdout.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def main() -> None:
+    """Measures each bundle; what is done is kept if a later one fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundles", nargs="+", type=Path)
+    parser.add_argument("--references", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    gpu = open_gpu()
+    rows: list[dict[str, Any]] = []
+    for bundle in arguments.bundles:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += rows_of(bundle, arguments.references, Path(folder), gpu)
+        document = {
+            "subject": "tensorrt",
+            "date": now()[:10],
+            "machine": f"{gpu.facts.name}, whole GPU",
+            "gpu": gpu.facts.name,
+            "versions": {"mamba-orin": __version__, "tensorrt": VERSION, "cuda": gpu.facts.driver},
+            "command": shlex.join(["python", "plugin/bench/tensorrt_bench.py", *sys.argv[1:]]),
+            "rows": rows,
+        }
+        write_atomically(arguments.output, (json.dumps(document, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
