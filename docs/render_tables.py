@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.records import BenchRecord, read_record
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "quantisation.md")
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/quantisation.md", "docs/tensorrt.md"))
 MEASUREMENTS = ROOT / "docs" / "measurements"
 
 
@@ -223,6 +223,20 @@ def conversion() -> str:
     return "\n".join(lines)
 
 
+def operators() -> str:
+    """The operators of domain `s6`, from their contract."""
+    contract = json.loads((ROOT / "plugin" / "ops.json").read_text())
+    lines = ["| operator | form | inputs → outputs | meaning |", "|---|---|---|---|"]
+    for op in contract["ops"]:
+        tensors = [
+            ", ".join(f"{t['name']}[{t['shape'].replace(' ', ', ')}]" for t in op[side])
+            for side in ("inputs", "outputs")
+        ]
+        forms = " and ".join(op["forms"])
+        lines.append(f"| `{op['name']}` | {forms} | {' → '.join(tensors)} | {op['meaning']} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "embedded": embedded,
     "scan": scan,
@@ -230,6 +244,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "sizes": sizes,
     "conversion": conversion,
+    "operators": operators,
 }
 """What makes the table between `<!-- table: NAME -->` and `<!-- end -->`."""
 

@@ -150,6 +150,7 @@ class DecodeBlock {
     const DecodeMatrix& e = args_.embedding;
     if (e.data == nullptr) return args_.x[row * args_.m + column];
     const int64_t token = args_.token_ids[row];
+    if (token < 0 || token >= e.rows) return 0.0f;
     const uint8_t* at = e.data + token * e.row_bytes;
     if (e.bits == 16) return __half2float(reinterpret_cast<const __half*>(at)[column]);
     const __half scale = reinterpret_cast<const __half*>(

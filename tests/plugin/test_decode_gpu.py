@@ -126,6 +126,19 @@ def test_a_text_does_not_depend_on_its_company(torch, precision) -> None:
     assert torch.equal(together[:, :3], fewer)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("stray", [-1, 2**31 - 1])
+def test_an_id_outside_the_table_reads_zeros_and_no_foreign_memory(torch, precision, stray) -> None:
+    model = make("small", precision)
+    ids = tokens(torch, model, 2, steps=1)
+    known, _, _ = run(torch, model, ids)
+    ids[0, 1] = stray
+    logits, _, _ = run(torch, model, ids)
+    assert torch.equal(logits[:, 0], known[:, 0])
+    assert torch.isfinite(logits).all()
+    assert not torch.equal(logits[:, 1], known[:, 1])
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_two_runs_are_equal_to_the_last_bit(torch, batch) -> None:
     model = make("130m", "fp16")

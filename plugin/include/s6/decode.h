@@ -72,7 +72,8 @@ typedef struct S6Decode {
   S6Vector D;               //!< [d]
   const float* final_norm;  //!< [m]; needed with a head.
 
-  const int32_t* token_ids;  //!< [b]; needed with an embedding. May be next_ids.
+  //! [b]; needed with an embedding. May be next_ids. An id outside the table is a row of zeros.
+  const int32_t* token_ids;
   const float* x;            //!< [b, m]; needed without an embedding.
   float* y;                  //!< [b, m] the residual after the last block, or null.
   float* conv_state;         //!< [layers, b, k-1, d], read and written in place.
