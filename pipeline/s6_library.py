@@ -127,7 +127,7 @@ def find_built(name: str, variable: str) -> Path:
             f"{variable} names {named}, which is not a file", fix=f"correct or unset {variable}"
         )
     builds = Path(__file__).resolve().parent.parent / "plugin" / "build"
-    found = [path for path in builds.glob(f"*/**/{name}") if path.is_file()]
+    found = [path for path in builds.glob(f"*/{name}") if path.is_file()]
     if not found:
         raise PluginError(
             f"{name} was not found under {builds}",
