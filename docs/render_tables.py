@@ -132,6 +132,28 @@ def decode() -> str:
     return "\n".join(lines)
 
 
+def prefill() -> str:
+    """A prefill of the cuda backend in the published shapes, with what it spends its time on."""
+    document = json.loads((MEASUREMENTS / "prefill.json").read_text())
+    rows = document["rows"]
+    lines = [
+        f"Measured on {document['date']} on {document['machine']}: {rows[0]['tokens']:,} tokens of "
+        "one text from its beginning to its state and last logits, random weights. The last two "
+        "columns are of fp16.",
+        "Raw rows: [`docs/measurements/prefill.json`](docs/measurements/prefill.json), made by "
+        f"`{document['command']}`.",
+        "",
+        "| ms | fp16 | int8 | int4 | of it the scan | memory of the GPU, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        of = {row["precision"]: row for row in rows if row["model"] == model}
+        cells = [f"**{of[precision]['prefill_ms']:.3g}**" for precision in ("fp16", "int8", "int4")]
+        cells += [f"{of['fp16']['scan_pct']:.0f} %", f"{of['fp16']['peak_device_mb']:,.0f}"]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def quality() -> str:
     """What int8 and int4 cost the demo model on text it has not seen."""
     document = json.loads((MEASUREMENTS / "quality.json").read_text())
@@ -241,6 +263,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "embedded": embedded,
     "scan": scan,
     "decode": decode,
+    "prefill": prefill,
     "quality": quality,
     "sizes": sizes,
     "conversion": conversion,
