@@ -22,6 +22,7 @@ from pipeline.s6_prefill import (
     FEW_TOKENS,
     FLOAT16,
     FLOAT32,
+    VECTOR_COLUMNS,
     AddRmsNormProblem,
     EmbeddingRowsProblem,
     QuantLinearProblem,
@@ -341,7 +342,8 @@ class Prefill:
             add: Whether y is added to.
         """
         matrix = self._stored.matrices[name]
-        if tokens > FEW_TOKENS:
+        # A matrix that packing takes has columns enough for the kernel; others may be odd.
+        if tokens > FEW_TOKENS or matrix.columns % VECTOR_COLUMNS:
             weight = self.weights.take(name, layer)
             sizes = (matrix.rows, matrix.columns)
             self.cublas.enqueue(

@@ -23,6 +23,9 @@ FLOAT32, FLOAT16 = 0, 1
 #: Most rows of activations that `QuantLinearProblem` takes.
 FEW_TOKENS = 8
 
+#: What divides the columns of its matrix, which it reads in vectors.
+VECTOR_COLUMNS = 8
+
 
 class EmbeddingRowsProblem(Problem):
     """S6EmbeddingRows."""

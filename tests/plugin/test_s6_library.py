@@ -75,9 +75,10 @@ def test_enums_match_the_headers():
     assert dtypes == s6_library.DTYPES
 
 
-def test_the_most_rows_of_a_small_product_are_those_of_the_header():
+def test_the_sizes_of_a_small_product_are_those_of_the_header():
     header = (PLUGIN / "include/s6/quant_linear.h").read_text()
     assert f"S6_QUANT_LINEAR_MAX_TOKENS {s6_prefill.FEW_TOKENS}\n" in header
+    assert f"a multiple of {s6_prefill.VECTOR_COLUMNS}." in header
 
 
 def test_missing_library_says_how_to_build_it(monkeypatch, tmp_path):
