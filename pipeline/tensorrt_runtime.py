@@ -7,6 +7,7 @@ Memory of the GPU, streams and graphs are the caller's, given as addresses and h
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,9 @@ Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 # gains some hundred megabytes; from TensorRT 10 on they are off by default.
 _UNWANTED_SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
 _KEPT_COMPLAINTS = 4
+
+# Of those in the plugin library.
+_AN_OPERATOR = "MambaStep"
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]
@@ -236,8 +240,22 @@ def _load_plugins(owner: Any, library: Path) -> None:
         handle = owner.get_plugin_registry().load_library(str(library))
     except Exception as error:  # the binding raises its own types
         raise _refused_library(library, str(error)) from error
-    if handle is None:
+    if handle is None and not _registers_itself(library):
         raise _refused_library(library, _log.reason())
+
+
+def _registers_itself(library: Path) -> bool:
+    """Whether a library puts its operators into the registry that all share, as 8.6.0 needs it.
+
+    That release takes no library from builders and runtimes; ours is then built with
+    S6_REGISTER_ON_LOAD.
+    """
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        raise _refused_library(library, str(error)) from error
+    creators = trt.get_plugin_registry().plugin_creator_list
+    return any(creator.name == _AN_OPERATOR for creator in creators)
 
 
 def _refused_library(library: Path, reason: str) -> PluginError:
