@@ -218,7 +218,8 @@ def test_a_board_without_a_registry_gets_the_image_as_a_file(
 ) -> None:
     del native_image
     before = running_image(fleet, "orin-1")
-    empty = variant(fleet.engine, "scratch", "mamba-orin-test:empty", "LABEL test=empty")
+    # An image without any layer cannot be saved.
+    empty = variant(fleet.engine, "scratch", "mamba-orin-test:empty", "WORKDIR /empty")
     archive = tmp_path / "image.tar"
     fleet.engine.docker("save", "--output", str(archive), empty)
     fleet.engine.docker("rmi", "--force", empty)
