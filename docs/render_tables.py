@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from typing import Any
 from pipeline.records import BenchRecord, read_record
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/quantisation.md", "docs/tensorrt.md"))
+DOCUMENTS = tuple(
+    ROOT / name
+    for name in ("README.md", "docs/quantisation.md", "docs/serving.md", "docs/tensorrt.md")
+)
 MEASUREMENTS = ROOT / "docs" / "measurements"
 
 
@@ -245,6 +249,75 @@ def conversion() -> str:
     return "\n".join(lines)
 
 
+def serve_load() -> str:
+    """The server under many clients for minutes."""
+    document = json.loads((MEASUREMENTS / "serve_load.json").read_text())
+    (load,) = (row for row in document["rows"] if row["what"] == "load")
+    speeds = [
+        f"{statistics.mean(row['tokens_per_s'] for row in rows):,.0f} with {clients}"
+        for clients, rows in _by_clients(document["rows"]).items()
+    ]
+    lines = [
+        f"Measured on {document['date'][:10]} on {document['machine']}, the demo model: "
+        f"{document['note']}. Raw rows: [`serve_load.json`]({{docs}}measurements/serve_load.json), "
+        f"made by `{document['command']}`.",
+        "",
+        f"| {load['clients']} clients, streaming, {load['seconds']:.0f} s | |",
+        "|---|---|",
+        f"| answers; clients that left mid-stream | {load['answers']:,}; "
+        f"{load['clients_that_left']:,} |",
+        f"| faults; answers unlike the same request's alone | {load['faults']}; "
+        f"{load['answers_that_differ_from_alone']} |",
+        f"| time to the first token, half of them; 99 % | {load['ttft_p50_ms']:,.0f} ms; "
+        f"{load['ttft_p99_ms']:,.0f} ms |",
+        f"| tokens a second, all clients together | {load['tokens_per_s']:,.0f} |",
+        f"| tokens a second, fewer clients | {'; '.join(speeds)} |",
+        "| resident memory, medians of the first and last third after the warm-up | "
+        f"{load['rss_first_third_mb']:,.0f} MB; {load['rss_last_third_mb']:,.0f} MB |",
+    ]
+    return "\n".join(lines)
+
+
+def _by_clients(rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["what"] == "throughput":
+            found.setdefault(row["clients"], []).append(row)
+    return found
+
+
+def prefixes() -> str:
+    """Three ways to come to the end of a long beginning."""
+    document = json.loads((MEASUREMENTS / "serve_load.json").read_text())
+    rows = {row["how"]: row for row in document["rows"] if "how" in row}
+    names = {
+        "read": "read whole",
+        "reused": "read before in another prompt, kept without any name",
+        "named": "restored from a named state on disk",
+    }
+    first = rows["read"]
+    lines = [
+        f"Time to the first token after {first['prefix_tokens']:,} tokens and eight more, median of "
+        f"{first['repeats']} texts, from the same run:",
+        "",
+        "| the beginning is | first token | | its answer |",
+        "|---|---|---|---|",
+    ]
+    for how, name in names.items():
+        row = rows[how]
+        ratio = f"{first['median_ms'] / row['median_ms']:.0f} x faster" if row != first else ""
+        lines.append(f"| {name} | {row['median_ms']:,.1f} ms | {ratio} | {_equality(row, how)} |")
+    return "\n".join(lines)
+
+
+def _equality(row: dict[str, Any], how: str) -> str:
+    if how == "read":
+        return "the measure"
+    if row["equal_to_the_bit"]:
+        return "the same, log-probabilities to the last bit"
+    return "the same text" if row["equal_text"] else "another text"
+
+
 def operators() -> str:
     """The operators of domain `s6`, from their contract."""
     contract = json.loads((ROOT / "plugin" / "ops.json").read_text())
@@ -267,6 +340,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "sizes": sizes,
     "conversion": conversion,
+    "serve_load": serve_load,
+    "prefixes": prefixes,
     "operators": operators,
 }
 """What makes the table between `<!-- table: NAME -->` and `<!-- end -->`."""

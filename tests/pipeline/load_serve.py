@@ -334,6 +334,28 @@ async def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     return rows
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The figures, a line each."""
+    for row in rows:
+        if row["what"] == "throughput":
+            yield f"{row['clients']} clients: {row['tokens_per_s']} tokens/s"
+        elif row["what"] == "load":
+            yield (
+                f"{row['clients']} clients for {row['seconds']:.0f} s: {row['answers']} answers, "
+                f"{row['faults']} faults, {row['tokens_per_s']} tokens/s"
+            )
+            yield f"first token: p50 {row['ttft_p50_ms']} ms, p99 {row['ttft_p99_ms']} ms"
+            yield (
+                f"resident memory: {row['rss_first_third_mb']} MB in the first third after the "
+                f"warm-up, {row['rss_last_third_mb']} MB in the last"
+            )
+        else:
+            yield (
+                f"first token after {row['prefix_tokens']} tokens, {row['how']}: "
+                f"{row['median_ms']} ms"
+            )
+
+
 def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What is not as it must be."""
     load = rows[-1]
@@ -385,6 +407,7 @@ def main() -> int:
     }
     write_atomically(args.output, (json.dumps(result, indent=1) + "\n").encode())
     failed = verdict(rows)
+    sys.stdout.writelines(f"{line}\n" for line in summary(rows))
     sys.stdout.writelines(f"does not hold: {claim}\n" for claim in failed)
     return len(failed)
 
