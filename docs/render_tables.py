@@ -297,8 +297,8 @@ def prefixes() -> str:
     }
     first = rows["read"]
     lines = [
-        f"Time to the first token after {first['prefix_tokens']:,} tokens and eight more, median of "
-        f"{first['repeats']} texts, from the same run:",
+        f"Time to the first token after {first['prefix_tokens']:,} tokens and eight more, median "
+        f"of {first['repeats']} texts, from the same run:",
         "",
         "| the beginning is | first token | | its answer |",
         "|---|---|---|---|",
