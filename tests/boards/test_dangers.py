@@ -6,8 +6,8 @@ On these boards every program that could do so notes that it was called, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -31,22 +31,44 @@ def fleet(engine: Engine) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="module")
-def each_role(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A playbook that runs every role, whatever the ones before it say."""
-    check = yaml.safe_load((ROOT / "playbooks/check.yml").read_text())
-    for key in ("check_mode", "vars"):
-        del check[0][key]
-    include = check[0]["tasks"][0]
-    include["ansible.builtin.include_tasks"] = str(ROOT / "playbooks/tasks/check_role.yml")
-    assert sorted(include["loop"]) == role_names()
-    path = tmp_path_factory.mktemp("playbook") / "each_role.yml"
-    path.write_text(yaml.safe_dump(check))
-    return path
+def provisioning() -> list[str]:
+    """The roles of provision.yml, in its order."""
+    loop: list[str] = check_of_roles()["loop"]
+    return loop
 
 
-def test_no_role_is_dangerous_unless_it_is_told(fleet: Fleet, each_role: Path) -> None:
+@pytest.fixture(scope="module")
+def playbook_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], str]:
+    """Makes a playbook that runs some roles, whatever the ones before say."""
+
+    def make(roles: list[str]) -> str:
+        check = yaml.safe_load((ROOT / "playbooks/check.yml").read_text())
+        for key in ("check_mode", "vars"):
+            del check[0][key]
+        check[0]["tasks"][0] = {
+            **check_of_roles(),
+            "loop": roles,
+            "ansible.builtin.include_tasks": str(ROOT / "playbooks/tasks/check_role.yml"),
+        }
+        path = tmp_path_factory.mktemp("playbook") / "roles.yml"
+        path.write_text(yaml.safe_dump(check))
+        return str(path)
+
+    return make
+
+
+def check_of_roles() -> dict[str, Any]:
+    """The task of check.yml that goes through the roles."""
+    task: dict[str, Any] = yaml.safe_load((ROOT / "playbooks/check.yml").read_text())[0]["tasks"][0]
+    return task
+
+
+def test_no_role_is_dangerous_unless_it_is_told(
+    fleet: Fleet, provisioning: list[str], playbook_of: Callable[[list[str]], str]
+) -> None:
     boot = fleet.boot("tempted")
-    run = fleet.play(str(each_role), tag="dangers-none")
+    others = sorted(set(role_names()) - set(provisioning))
+    run = fleet.play(playbook_of([*provisioning, *others]), tag="dangers-none")
     assert sorted(run.boards["tempted"]["roles"]) == role_names()
     # The disk is blank, so the roles below it have nowhere to put their data; they ran all the same.
     assert run.reason("tempted").startswith("/dev/nvme0n1 (465.7 GiB) is blank.")
@@ -73,10 +95,12 @@ def test_a_board_reboots_when_told(fleet: Fleet) -> None:
     assert run.boards["tempted"]["notes"] == []
 
 
-def test_what_is_done_is_not_done_again(fleet: Fleet, each_role: Path) -> None:
+def test_what_is_done_is_not_done_again(
+    fleet: Fleet, provisioning: list[str], playbook_of: Callable[[list[str]], str]
+) -> None:
     boot, before = fleet.boot("tempted"), fleet.dangers("tempted")
     told = {"nvme_swap_format_allowed": True, "super_mode_reboot_allowed": True}
-    run = fleet.play(str(each_role), variables=told, tag="dangers-again")
+    run = fleet.play(playbook_of(provisioning), variables=told, tag="dangers-again")
     assert not run.reason("tempted"), run.reason("tempted")
     assert fleet.dangers("tempted") == before
     assert fleet.boot("tempted") == boot
