@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -68,6 +69,7 @@ def row(phase: str, run: Run, forks: int) -> dict[str, Any]:
         "seconds": round(run.seconds, 1),
         "controller_peak_mib": run.peak_mib,
         "boards_done": len(changed),
+        "boards_changed": sum(count > 0 for count in changed),
         "changed_tasks_median": statistics.median(changed),
         "boards_not_done": bad,
     }
@@ -96,6 +98,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     given = parser.parse_args()
     at_once = {"provision_batches": ["100%"]}
+    load_before = round(os.getloadavg()[0], 2)
     with (
         started_engine(work_directory(), [NETWORK]) as engine,
         Fleet(engine, boards(given.boards)) as fleet,
@@ -115,11 +118,11 @@ def main() -> int:
                 fleet.run_in("bad-connection", "systemctl start ssh.service")
             rows.append(row(phase, run, given.forks))
             # After each phase: the first is worth having when the second is cut off.
-            write_atomically(given.output, (json.dumps(document(rows), indent=1) + "\n").encode())
+            write_atomically(given.output, (json.dumps(document(rows, load_before), indent=1) + "\n").encode())
     return 0
 
 
-def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def document(rows: list[dict[str, Any]], load_before: float) -> dict[str, Any]:
     """The measurement as it is kept."""
     machine = read_board()
     return {
@@ -127,6 +130,7 @@ def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": f"{machine.cores} cores of an {machine.cpu}, which the simulated boards share "
         "with the controller",
+        "load_before": load_before,
         "gpu": None,
         "versions": {"ansible-core": version("ansible-core")},
         "command": shlex.join(["python", "-m", "tests.boards.measure_fleet", *sys.argv[1:]]),
