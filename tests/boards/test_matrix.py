@@ -188,21 +188,23 @@ def test_a_refused_board_is_named_with_its_reason(story: Story, refused: str) ->
     assert story.converged.code != 0
 
 
-def test_mode_is_in_force_by_name_and_clock(story: Story, good: str) -> None:
-    modes = {
-        "super-8gb": (1, 918000000),
-        "super-8gb-jp7": (1, 918000000),
-        "super-4gb": (1, 1020000000),
-        "super-4gb-jp7": (1, 1020000000),
-        "clocks-locked": (2, 1020000000),
-        "reboots-as-allowed": (1, 918000000),
-    }
-    if good not in modes:
-        pytest.skip("this board is about something else")
-    state = json.loads(story.fleet.run_in(good, "cat /fake/nvpmodel.json"))
-    limit = story.fleet.run_in(good, "cat /fake/sys/class/devfreq/17000000.gpu/max_freq")
-    assert (state["mode"], int(limit)) == modes[good]
-    assert state["locked"] == (good == "clocks-locked")
+# The mode's number on that board, and the limit that it sets to the clock of the GPU.
+MODES = {
+    "super-8gb": (1, 918000000),
+    "super-8gb-jp7": (1, 918000000),
+    "super-4gb": (1, 1020000000),
+    "super-4gb-jp7": (1, 1020000000),
+    "clocks-locked": (2, 1020000000),
+    "reboots-as-allowed": (1, 918000000),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_mode_is_in_force_by_name_and_clock(story: Story, name: str) -> None:
+    state = json.loads(story.fleet.run_in(name, "cat /fake/nvpmodel.json"))
+    limit = story.fleet.run_in(name, "cat /fake/sys/class/devfreq/17000000.gpu/max_freq")
+    assert (state["mode"], int(limit)) == MODES[name]
+    assert state["locked"] == (name == "clocks-locked")
 
 
 @pytest.mark.parametrize("name", sorted(WAITING))
