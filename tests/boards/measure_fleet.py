@@ -118,7 +118,9 @@ def main() -> int:
                 fleet.run_in("bad-connection", "systemctl start ssh.service")
             rows.append(row(phase, run, given.forks))
             # After each phase: the first is worth having when the second is cut off.
-            write_atomically(given.output, (json.dumps(document(rows, load_before), indent=1) + "\n").encode())
+            write_atomically(
+                given.output, (json.dumps(document(rows, load_before), indent=1) + "\n").encode()
+            )
     return 0
 
 
