@@ -18,7 +18,13 @@ from pipeline.records import BenchRecord, read_record
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = tuple(
     ROOT / name
-    for name in ("README.md", "docs/quantisation.md", "docs/serving.md", "docs/tensorrt.md")
+    for name in (
+        "README.md",
+        "docs/provisioning.md",
+        "docs/quantisation.md",
+        "docs/serving.md",
+        "docs/tensorrt.md",
+    )
 )
 MEASUREMENTS = ROOT / "docs" / "measurements"
 
@@ -318,6 +324,41 @@ def _equality(row: dict[str, Any], how: str) -> str:
     return "the same text" if row["equal_text"] else "another text"
 
 
+def provisioning() -> str:
+    """One run over thirty simulated boards, and a second one."""
+    document = json.loads((MEASUREMENTS / "provisioning.json").read_text())
+    rows = document["rows"]
+    lines = [
+        f"Measured on {document['date']} on {document['machine']}: {rows[0]['boards']} boards of "
+        f"all kinds in one batch, {rows[0]['forks']} at a time (load average before: "
+        f"{document['load_before']}). Raw rows: [`provisioning.json`]"
+        f"({{docs}}measurements/provisioning.json), made by `{document['command']}`.",
+        "",
+        "| | " + " | ".join(row["phase"] for row in rows) + " |",
+        "|---" * (1 + len(rows)) + "|",
+    ]
+    for title, cells in (
+        ("minutes", [f"**{row['seconds'] / 60:.1f}**" for row in rows]),
+        (
+            "memory of Ansible and its workers at the peak, MiB",
+            [f"**{row['controller_peak_mib']:,}**" for row in rows],
+        ),
+        (
+            "boards done; of them changed",
+            [f"{row['boards_done']}; {row['boards_changed']}" for row in rows],
+        ),
+        (
+            "boards not done, named with the reason",
+            [", ".join(f"`{name}`" for name in row["boards_not_done"]) for row in rows],
+        ),
+    ):
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    reasons = rows[0]["boards_not_done"]
+    lines += ["", "What the first run's summary said of those:", ""]
+    lines += [f"* `{name}`: {' '.join(reason.split())}" for name, reason in reasons.items()]
+    return "\n".join(lines)
+
+
 def operators() -> str:
     """The operators of domain `s6`, from their contract."""
     contract = json.loads((ROOT / "plugin" / "ops.json").read_text())
@@ -342,6 +383,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "conversion": conversion,
     "serve_load": serve_load,
     "prefixes": prefixes,
+    "provisioning": provisioning,
     "operators": operators,
 }
 """What makes the table between `<!-- table: NAME -->` and `<!-- end -->`."""
