@@ -133,7 +133,7 @@ FORETOLD = {
             "telemetry: Build the wheels as a user without rights",
             "telemetry: Install them into an environment of their own",
             "telemetry: Remove the wheels",
-            "telemetry: Note the version, for the unit to be restarted",
+            "telemetry: Note the version",
         ),
         "telemetry: Say what would be installed",
     ),
