@@ -132,6 +132,11 @@ def is_noted(note, mode):
         return False
 
 
+def unfinished(place):
+    """Where a file is written before it takes its place."""
+    return f"{place}.new"
+
+
 def store(status, note, mode):
     """Makes the next boot apply a mode, when no GPU context is in the way yet."""
     number = f"pmode:{mode['id']:04d}"
@@ -145,7 +150,7 @@ def store(status, note, mode):
     ):
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = place.with_name(place.name + ".new")
+        fresh = Path(unfinished(place))
         fresh.write_text(content)
         fresh.replace(place)
 
@@ -174,7 +179,9 @@ def ensure(name, system, conf, status, note, check_mode):
         return {**answer, "reboot_required": True}
     if active_mode() != name:
         raise NvpmodelError(f"nvpmodel -m {wanted['id']} ({name}): {text.strip()}")
-    Path(note).unlink(missing_ok=True)
+    # Nothing waits for a boot any more, nor does what an earlier run was about to store for one.
+    for place in (note, unfinished(note), unfinished(status)):
+        Path(place).unlink(missing_ok=True)
     problems = problems_of(wanted, system, conf)
     if problems:
         raise NvpmodelError(

@@ -240,7 +240,7 @@ def files(board: Board) -> dict[str, str]:
         # content, a swap file that is too short, an environment without programs.
         found |= {
             "opt/mamba-orin/jetson-stats/pyvenv.cfg": "home = /usr/bin\n",
-            "opt/mamba-orin/wheels-0/half.whl": "",
+            "opt/mamba-orin/wheels/jetson_stats-0-py3-none-any.whl": "half",
             "fake/nvme/swapfile": "half",
             "var/lib/nvpmodel/status.new": "",
             "etc/docker/.daemon.json.a1b2": "{",

@@ -136,6 +136,14 @@ def test_cut_off_before_the_mode_was_stored(simulate: Any, l4t: str) -> None:
     assert simulated.stored() == "pmode:0003"
 
 
+def test_what_was_about_to_be_stored_goes_with_a_mode_that_needs_no_reboot(simulate: Any) -> None:
+    simulated = simulate(Board("board"))
+    unfinished = simulated.root / "var/lib/nvpmodel/status.new"
+    unfinished.write_text("pmode:0003\n")
+    assert not simulated.ensure("25W")["reboot_required"]
+    assert not unfinished.exists()
+
+
 def test_other_lines_of_the_stored_state_stay(simulate: Any) -> None:
     simulated = simulate(Board("board"))
     status = simulated.root / "var/lib/nvpmodel/status"
