@@ -44,6 +44,18 @@ def test_readme_says_what_changes_on_disk_and_when_it_reboots(role: str) -> None
     assert "\n## Reboots\n" in text
 
 
+@pytest.mark.parametrize("role", role_names())
+def test_a_task_can_be_told_by_role_and_name(role: str) -> None:
+    # The summary names tasks so, and tests that kill a run at one. reset.yml is another run.
+    names = [
+        task["name"]
+        for path in (ROLES / role).rglob("tasks/*.yml")
+        if path.name != "reset.yml"
+        for task, _ in _tasks(yaml.safe_load(path.read_text()) or [], [])
+    ]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 def test_sample_inventory_uses_variables_that_exist() -> None:
     known = {name for role in role_names() for name in options(role)}
     used: set[str] = set()
