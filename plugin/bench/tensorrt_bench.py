@@ -28,20 +28,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
-from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from plain_layers import plain_step_graph
 from reference_scores import log_softmax
 
 from pipeline import __version__, engine, s6_library
 from pipeline.cuda_driver import Gpu, open_gpu
-from pipeline.manifest import STEP_GRAPH, now, read_bundle
+from pipeline.manifest import now, read_bundle
 from pipeline.session import DecodesAhead, Session
 from pipeline.storage import write_atomically
 from pipeline.tensorrt_runtime import VERSION, Plan, build_plan
-from pipeline.weights import WEIGHT_FILE, read_places, read_weights
+from pipeline.weights import WEIGHT_FILE, read_weights
 
 PREFILL_TOKENS, DECODED_TOKENS = 2048, 200
 REPEATS = 7
@@ -142,33 +141,6 @@ def parity(session: Session, reference: Path) -> dict[str, Any]:
         "tokens_to_first_tie": clear,
         "tokens_agree": same >= clear,
     }
-
-
-def plain_step_graph(bundle: Path) -> onnx.ModelProto:
-    """A bundle's step in standard operators, batch 1, its weights as inputs."""
-    model = onnx.load(bundle / STEP_GRAPH, load_external_data=False)
-    model = onnx.inliner.inline_local_functions(model)
-    graph, places = model.graph, read_places(bundle / WEIGHT_FILE)
-    for tensor in graph.initializer:
-        place = places[tensor.name]
-        kind = onnx.helper.np_dtype_to_tensor_dtype(place.dtype)
-        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, kind, place.shape))
-    del graph.initializer[:]
-    # TensorRT 8.6 misreads constants of integers that are not tensors.
-    for node in [node for node in graph.node if node.op_type == "Constant"]:
-        (attribute,) = node.attribute
-        value = onnx.helper.get_attribute_value(attribute)
-        if attribute.name != "value":
-            kind = np.float32 if "float" in attribute.name else np.int64
-            value = numpy_helper.from_array(np.array(value, dtype=kind))
-        value.name = node.output[0]
-        graph.initializer.append(value)
-        graph.node.remove(node)
-    for value in (*graph.input, *graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_value = 1
-    return model
 
 
 def plain_step(bundle: Path, gpu: Gpu) -> dict[str, float]:
