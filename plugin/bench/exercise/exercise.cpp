@@ -80,7 +80,8 @@ int exercise(const std::string& path) {
         const auto node = load(library, one, built);
         const std::string types = "accepted types: " + std::to_string(built.combinations) + "; ";
         if (gpu.empty()) return types + "not enqueued";
-        return types + "equal, " + std::to_string(run(*node, one, built.workspace_bytes)) + " bytes";
+        return types + "equal, " + std::to_string(run(*node, one, built.workspace_bytes)) +
+               " bytes";
       });
     }
   }
@@ -91,9 +92,8 @@ int exercise(const std::string& path) {
   }
   for (Creator* creator : library.creators()) {
     if (exercised.count(creator->getPluginName()) != 0) continue;
-    report.line(creator->getPluginName(), "", []() -> std::string {
-      throw Failure("an operator without a case");
-    });
+    report.line(creator->getPluginName(), "",
+                []() -> std::string { throw Failure("an operator without a case"); });
   }
   std::printf("\n%d operators, %d cases%s, %d refusals: %d failed\n",
               static_cast<int>(exercised.size()), count,
@@ -111,9 +111,8 @@ int main(int count, char** arguments) {
     return helps ? 0 : 2;
   }
   try {
-    return s6::exercise::exercise(count > 1
-                                      ? arguments[1]
-                                      : s6::exercise::besideThisProgram("libs6_plugin.so"));
+    return s6::exercise::exercise(count > 1 ? arguments[1]
+                                            : s6::exercise::besideThisProgram("libs6_plugin.so"));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "exercise_plugin: %s\n", error.what());
     return 2;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //! \file library.h
-//! \brief libs6_plugin.so by its entry points, as IPluginRegistry::loadLibrary uses them, and its log.
+//! \brief libs6_plugin.so by its entry points, as IPluginRegistry::loadLibrary uses them, and its
+//! log.
 #pragma once
 
 #include <string>

@@ -16,9 +16,9 @@ struct Stored {
 };
 
 std::string bitsOf(const Stored& m) {
-  return m.bits == 16 ? "16 bits"
-                      : std::to_string(m.bits) + " bits in groups of " +
-                            std::to_string(m.group_size);
+  return m.bits == 16
+             ? "16 bits"
+             : std::to_string(m.bits) + " bits in groups of " + std::to_string(m.group_size);
 }
 
 void addMatrix(Case& made, const Stored& m, Random& random) {
@@ -35,7 +35,8 @@ Fields fieldsOf(const Stored& m) {
 //! The C API takes a few tokens at once.
 Case linear(const Stored& m, std::int32_t tokens, std::int32_t outputs) {
   Random random(3);
-  Case made("QuantLinear", bitsOf(m) + ", " + std::to_string(tokens) + (tokens == 1 ? " token" : " tokens"),
+  Case made("QuantLinear",
+            bitsOf(m) + ", " + std::to_string(tokens) + (tokens == 1 ? " token" : " tokens"),
             fieldsOf(m).integer("outputs", outputs));
   made.addInput(kHalf, {open(tokens), m.columns}, random, -1, 1);
   addMatrix(made, m, random);

@@ -63,8 +63,8 @@ class Memory final : public Arguments {
   void reset();
   /*!
    * \brief The outputs, once the stream is done.
-   * \throws Failure An input was changed, something was written behind a tensor, or an element of an
-   *     output was never written or is no number.
+   * \throws Failure An input was changed, something was written behind a tensor, or an element of
+   * an output was never written or is no number.
    */
   std::vector<std::vector<std::uint8_t>> results() const;
 

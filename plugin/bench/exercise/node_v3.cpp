@@ -47,7 +47,8 @@ std::unique_ptr<Node> Node::create(Creator& creator, const Fields& fields) {
   const nvinfer1::PluginFieldCollection collection = {sizeOf(all.size()), all.data()};
   auto created = own(creator.createPlugin(kNodeName, &collection, nvinfer1::TensorRTPhase::kBUILD));
   if (created == nullptr) return nullptr;
-  auto& core = capability<nvinfer1::IPluginV3OneCore>(created->plugin_, PluginCapabilityType::kCORE);
+  auto& core =
+      capability<nvinfer1::IPluginV3OneCore>(created->plugin_, PluginCapabilityType::kCORE);
   require(std::string(core.getPluginName()) == creator.getPluginName() &&
               std::string(core.getPluginVersion()) == creator.getPluginVersion() &&
               std::string(core.getPluginNamespace()) == creator.getPluginNamespace(),

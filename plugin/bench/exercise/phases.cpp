@@ -11,10 +11,10 @@ using nvinfer1::PluginTensorDesc;
 
 //! Those that an engine's tensors may have.
 const Types& allTypes() {
-  static const Types types = {
-      DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32, DataType::kBOOL,
+  static const Types types = {DataType::kFLOAT, DataType::kHALF, DataType::kINT8,
+                              DataType::kINT32, DataType::kBOOL,
 #if S6_HAS_PLUGIN_V3
-      DataType::kBF16,  DataType::kINT64
+                              DataType::kBF16,  DataType::kINT64
 #endif
   };
   return types;

@@ -23,9 +23,8 @@ std::size_t beginOf(const Bytes& bytes) {
 }
 
 bool hasAll(const std::string& line, const std::vector<std::string>& words) {
-  return std::all_of(words.begin(), words.end(), [&](const std::string& word) {
-    return line.find(word) != std::string::npos;
-  });
+  return std::all_of(words.begin(), words.end(),
+                     [&](const std::string& word) { return line.find(word) != std::string::npos; });
 }
 
 }  // namespace
@@ -44,37 +43,53 @@ std::vector<Refusal> refusals(const Library& library) {
   std::vector<Refusal> all;
 
   Fields fields = linear.fields;
-  all.push_back({op, "an attribute is missing", creates(fields.without("bits")),
+  all.push_back({op,
+                 "an attribute is missing",
+                 creates(fields.without("bits")),
                  {op, kNodeName, "createPlugin", "bits is missing"}});
   fields = linear.fields;
-  all.push_back({op, "no contract version", creates(fields.without("contract_version")),
+  all.push_back({op,
+                 "no contract version",
+                 creates(fields.without("contract_version")),
                  {op, "contract_version"}});
   fields = linear.fields;
-  all.push_back({op, "a graph of a later contract", creates(fields.integer("contract_version", 9)),
+  all.push_back({op,
+                 "a graph of a later contract",
+                 creates(fields.integer("contract_version", 9)),
                  {op, "the graph has version 9", "build the plugin again"}});
   fields = linear.fields;
-  all.push_back({op, "an unknown attribute", creates(fields.integer("colour", 3)),
+  all.push_back({op,
+                 "an unknown attribute",
+                 creates(fields.integer("colour", 3)),
                  {op, "colour is unknown", "group_size"}});
   fields = linear.fields;
-  all.push_back({op, "an attribute out of range", creates(fields.integer("bits", 5)),
+  all.push_back({op,
+                 "an attribute out of range",
+                 creates(fields.integer("bits", 5)),
                  {op, "bits is 5", "16 8 4"}});
 
   const Bytes bytes = build(library, linear).engine_bytes;
   const std::size_t version = beginOf(bytes) + 8;
   Bytes changed = bytes;
   changed[version] = 9;
-  all.push_back({op, "an engine of a later contract", restores(linears, changed),
+  all.push_back({op,
+                 "an engine of a later contract",
+                 restores(linears, changed),
                  {op, "the engine has version 9", "build the plugin again"}});
   changed[version] = 0;
-  all.push_back({op, "an engine of an earlier contract", restores(linears, changed),
+  all.push_back({op,
+                 "an engine of an earlier contract",
+                 restores(linears, changed),
                  {op, "the engine has version 0", "build the engine again"}});
   changed = bytes;
   changed.back() ^= 1;
   all.push_back({op, "damaged bytes", restores(linears, changed), {op, "are damaged"}});
-  all.push_back({op, "bytes of another operator",
+  all.push_back({op,
+                 "bytes of another operator",
                  restores(linears, build(library, scan).engine_bytes),
                  {op, "are those of the op SelectiveScan"}});
-  all.push_back({op, "bytes cut anywhere",
+  all.push_back({op,
+                 "bytes cut anywhere",
                  [&library, &linears, bytes] {
                    Log& log = library.log();
                    for (std::size_t size = 0; size < bytes.size(); ++size) {
@@ -88,7 +103,8 @@ std::vector<Refusal> refusals(const Library& library) {
                  },
                  {op, "the engine's data of this node"}});
 
-  all.push_back({scan.op, "an input is missing",
+  all.push_back({scan.op,
+                 "an input is missing",
                  [&library, scan] {
                    const auto node = Node::create(library.creator(scan.op), scan.fields);
                    Expressions builder;
@@ -96,7 +112,8 @@ std::vector<Refusal> refusals(const Library& library) {
                    return !node->outputShapes(Shapes(scan.inputs.size() - 1), found, builder);
                  },
                  {scan.op, "has 8 inputs", "allowed: 9"}});
-  all.push_back({scan.op, "shapes that do not fit each other, at a run",
+  all.push_back({scan.op,
+                 "shapes that do not fit each other, at a run",
                  [&library, scan] {
                    auto inputs = inputsOf(scan);
                    const auto outputs = outputsOf(scan);

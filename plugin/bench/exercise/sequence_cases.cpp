@@ -87,9 +87,7 @@ void scan(const Scan& c, Arguments& a) {
 
 Case caseOf(const Scan& c) {
   Random random(2);
-  const auto tokens = [&](std::int32_t columns) {
-    return Shape{open(c.b), open(c.l), columns};
-  };
+  const auto tokens = [&](std::int32_t columns) { return Shape{open(c.b), open(c.l), columns}; };
   const Shape state = {open(c.b), c.n, c.d};
   Fields fields = fieldsOfContract();
   fields.integer("B_begin", c.B_begin).integer("C_begin", c.C_begin);

@@ -79,8 +79,7 @@ class Image {
       place[1] = group_size;
       place[2] = append(random_.words(rows * columns * bits / 32));
       const float scale = bits == 8 ? 0.0004f : 0.006f;
-      place[3] =
-          append(random_.uniform(kHalf, columns / group_size * rows, 0.5f * scale, scale));
+      place[3] = append(random_.uniform(kHalf, columns / group_size * rows, 0.5f * scale, scale));
     }
     if (keeps_places_) std::copy(place.begin(), place.end(), &places.matrices[4 * position]);
   }
@@ -159,15 +158,14 @@ std::vector<Case> stepCases() {
   std::vector<Case> cases;
   for (const std::int32_t bits : {16, 8, 4}) {
     const std::string weights = bits == 16 ? "float16" : "int" + std::to_string(bits);
-    cases.push_back(
-        caseOf({weights + ", 1 text", bits, 1, 128, 256, 16, 2, 300, 304, 0, false}));
-    cases.push_back(caseOf({weights + ", 3 texts, states in place", bits, 3, 128, 256, 16, 2, 300,
-                            304, 0, true}));
-    cases.push_back(caseOf({weights + ", 4 blocks as wide as those of 130m", bits, 1, 768, 1536,
-                            48, 4, 1000, 1000, 0, true}));
+    cases.push_back(caseOf({weights + ", 1 text", bits, 1, 128, 256, 16, 2, 300, 304, 0, false}));
+    cases.push_back(caseOf(
+        {weights + ", 3 texts, states in place", bits, 3, 128, 256, 16, 2, 300, 304, 0, true}));
+    cases.push_back(caseOf({weights + ", 4 blocks as wide as those of 130m", bits, 1, 768, 1536, 48,
+                            4, 1000, 1000, 0, true}));
   }
-  cases.push_back(caseOf({"float16, norms of Falcon-Mamba", 16, 2, 128, 256, 16, 3, 300, 304,
-                          1e-6f, false}));
+  cases.push_back(
+      caseOf({"float16, norms of Falcon-Mamba", 16, 2, 128, 256, 16, 3, 300, 304, 1e-6f, false}));
   return cases;
 }
 
