@@ -59,6 +59,15 @@ engine: $(VENV)/installed ## Build a TensorRT engine: make engine MODEL=path/to/
 	$(BIN)/mamba-orin build $(OUT)-bundle --output $(OUT)-engine --backend $(BACKEND) --fall-back
 	@echo "Try it: $(BIN)/mamba-orin generate $(OUT)-engine --prompt 'Once upon a time'"
 
+# make plugin PRESET=dev_gpu TENSORRT_ROOT=path/above/include
+PRESET ?= orin
+TENSORRT_ROOT ?=
+
+.PHONY: plugin
+plugin: ## Build the kernels, and TensorRT's plugin where its headers are: make plugin TENSORRT_ROOT=path/above/include
+	cmake -S plugin --preset $(PRESET) $(if $(TENSORRT_ROOT),-DTENSORRT_ROOT='$(abspath $(TENSORRT_ROOT))')
+	cmake --build plugin/build/$(PRESET) --parallel "$$(nproc)"
+
 ##@ Develop
 
 .PHONY: test
