@@ -275,6 +275,8 @@ def _measure(engine: LoadedEngine, task: Task, world: Bystanders) -> _Found:
     with Recorder(sampler, clock=world.clock) as recorder:
         if settings.cool_down_c is not None:
             _cool_down(recorder, task, world)
+        # A reading before the first phase, and below one after the last: each lies between two.
+        world.sleep(2 * sampler.interval_s)
         if recorder.reads and settings.idle_seconds:
             task.progress(BenchProgress(subject, "idle"))
             with recorder.phase("idle"):
@@ -299,7 +301,6 @@ def _measure(engine: LoadedEngine, task: Task, world: Bystanders) -> _Found:
         if recorder.reads and settings.energy_seconds and settings.scenario != "server":
             kept_up = sustain(session, task, subject, recorder.phase)
             found = replace(found, prompts=kept_up.prompts, decoded=kept_up.decoded)
-            # One more reading, so that the last phase ends between two.
             world.sleep(2 * sampler.interval_s)
     return found
 

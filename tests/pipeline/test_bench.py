@@ -427,6 +427,7 @@ class Board:
         while now < self.session.now_s:
             values = {"power_w/VDD_IN": self.watts_by_phase(now)}
             values |= {"temperature_c/tj": self.temperature_c, "clock_mhz/gpu": 1020.0}
+            values |= {"energy_j/gpu": 10.0 * (now - 1000.0)}
             values |= {"events/oc3": (now - 1000.0) * 5, "swap_used_bytes": 0.0}
             yield Reading(now, values)
             now += self.interval_s
@@ -456,8 +457,8 @@ def measured_on(board: Board, **settings: Any) -> BenchRecord:
 
 
 def test_energy_of_idling_prompts_and_tokens_is_told_apart() -> None:
-    """4 W for 3 s of idling; then 5 s of prompts of 0.1 s and 5 s of tokens of 5 ms at 12 W."""
-    board = Board(FakeSession(), watts_by_phase=lambda now: 4.0 if now < 1003.0 else 12.0)
+    """Two readings, 3 s of idling at 4 W; 5 s of prompts of 0.1 s, 5 s of tokens of 5 ms at 12."""
+    board = Board(FakeSession(), watts_by_phase=lambda now: 4.0 if now < 1003.2 else 12.0)
     record = measured_on(board)
     power = record.power
     assert power is not None
@@ -493,6 +494,14 @@ def test_energy_of_idling_prompts_and_tokens_is_told_apart() -> None:
                  "heat settled", "enough power readings"):  # fmt: skip
         assert check(record, name).passed is True, check(record, name)
     assert "60" in record.summary_text() or "0.06" in record.summary_text()
+
+
+def test_idling_is_counted_too_though_nothing_was_read_before_the_session() -> None:
+    record = measured_on(Board(FakeSession(), rail=Rail("GPU", ("energy_j/gpu",), True, "host")))
+    assert record.power is not None
+    idling = record.power.phases[0]
+    assert idling.phase == "idle"
+    assert idling.energy_j == pytest.approx(30.0), idling.missing
 
 
 def test_a_record_with_power_comes_back_as_it_was_written(tmp_path: Path) -> None:

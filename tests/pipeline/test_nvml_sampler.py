@@ -84,6 +84,20 @@ def test_values_are_in_the_units_that_their_names_say() -> None:
     assert nvml.closed == 1
 
 
+def test_what_the_driver_takes_long_to_tell_and_never_changes_is_asked_once() -> None:
+    nvml = driver()
+    asked = []
+
+    def maximum(*arguments: Any) -> int:
+        asked.append(arguments)
+        return 1980
+
+    nvml.nvmlDeviceGetMaxClockInfo = maximum
+    sampler = NvmlSampler(nvml=nvml)
+    assert [sampler.read()["clock_limit_mhz/gpu"] for _ in range(3)] == [1980] * 3
+    assert len(asked) == 1
+
+
 def test_a_gpu_without_a_counter_is_metered_and_one_without_either_says_so() -> None:
     sampler = NvmlSampler(nvml=driver(nvmlDeviceGetTotalEnergyConsumption=True))
     assert sampler.rail is not None

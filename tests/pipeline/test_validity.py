@@ -59,6 +59,22 @@ def test_what_is_wrong_is_said_with_its_numbers(
     assert words in check.detail
 
 
+def test_decoding_may_be_cooler_than_the_prompt_before_it() -> None:
+    assert found(temperature_c__tj=[60.0, *[52.0] * 9])["heat settled"].passed is True
+    recording = Recording("sysfs", 0.1, None, {})
+    recording.phases += [Phase("prefill", 0.0, 8.5), Phase("decode", 8.5, 17.5)]
+    recording.times_s["temperature_c/tj"] = [float(i) for i in range(18)]
+    recording.values["temperature_c/tj"] = [60.0] * 9 + [52.0] * 9
+    work = Phase("work", 0.0, 17.5)
+    check = next(c for c in check_sensors(recording, work, None) if c.name == "heat settled")
+    assert check.passed is True, check
+    recording.values["temperature_c/tj"][6:9] = [50.0] * 3
+    check = next(c for c in check_sensors(recording, work, None) if c.name == "heat settled")
+    assert check.passed is False
+    assert "-10.0 °C" in check.detail
+    assert "of prefill" in check.detail
+
+
 def test_short_events_of_the_third_kind_are_usual_under_the_highest_mode() -> None:
     check = found(events__oc3=[0.0] * 9 + [200.0])["no over-current"]
     assert check.passed is True
