@@ -322,6 +322,11 @@ def _value(result: tuple[Any, ...]) -> Any:
         BackendError: It failed.
     """
     error, value = result
+    if error.name == "CUDA_ERROR_OUT_OF_MEMORY":
+        raise BackendError(
+            "the GPU has no room for another program: others hold its memory",
+            fix="end other programs that use the GPU, or build with --backend onnxruntime",
+        )
     if int(error) != 0:
         raise _no_gpu(f"its driver says {error.name}")
     return value

@@ -71,7 +71,7 @@ def refuse_float32(precision: Precision) -> None:
     """
     if precision == "fp32":
         raise BackendError(
-            "the bundle holds float32 matrices; the cuda backend multiplies in float16",
+            "the bundle holds float32 matrices; on the GPU products are of float16",
             fix="convert with --precision fp16, or build with --backend onnxruntime",
         )
 

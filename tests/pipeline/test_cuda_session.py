@@ -273,7 +273,7 @@ def test_auto_builds_for_the_gpu_and_the_verbs_work_on_it(
 ) -> None:
     engine = tmp_path / "engine"
     assert main(["build", str(gpu_bundle), "--output", str(engine)]) == 0
-    assert "engine for cuda (the fastest of this machine)" in capsys.readouterr().err
+    assert "engine for cuda (the fastest that runs here)" in capsys.readouterr().err
     manifest = read_engine(engine)
     assert manifest.max_length == 2048
     assert set(manifest.target) == {
