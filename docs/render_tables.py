@@ -164,6 +164,84 @@ def prefill() -> str:
     return "\n".join(lines)
 
 
+def gpu_energy() -> str:
+    """Records of the cuda backend with the energy that NVML counts."""
+    names = [
+        f"gpu_mamba-{model}-{precision}.json"
+        for model in ("130m", "2.8b")
+        for precision in ("fp16", "int4")
+    ]
+    records = [read_record(MEASUREMENTS / name) for name in names]
+    first = records[0]
+    lines = [
+        f"Measured on {first.date_utc[:10]} on one {first.board.gpus[0].name} by `mamba-orin "
+        f"bench` ({first.settings.sequence_length:,} tokens of prompt, random weights, one text, "
+        "medians; ± holds half of the samples, of joules it is the bound that the readings give). "
+        "Power is the GPU's, idling included, without the host.",
+        "Raw records: "
+        + ", ".join(
+            f"[{record.model.name.removeprefix('random-')} {record.model.precision}]"
+            f"(docs/measurements/{name})"
+            for record, name in zip(records, names, strict=True)
+        )
+        + f"; the first was made by `{first.command}`.",
+        "",
+        "| | first token, ms | each further, ms | J a token | W decoding (idle) | checks failed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        decode, power = record.timings.decode, record.power
+        assert power is not None
+        assert power.idle_w is not None
+        failed = [check.name for check in record.checks if check.passed is False]
+        cells = [
+            f"{record.model.name.removeprefix('random-')} {record.model.precision}",
+            f"{record.timings.first_token.median_ms:.3g}",
+            f"**{decode.median_ms:.3g}** ±{decode.spread_percent:.1f} %",
+            f"**{power.energy_per_token_j:.3g}** ±{power.energy_per_token_uncertainty_j:.1g}",
+            f"{power.mean_w:.0f} ({power.idle_w:.0f})",
+            ", ".join(failed) or "none",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def tensorrt() -> str:
+    """The TensorRT engine beside the cuda backend and beside plain layers."""
+    document = json.loads((MEASUREMENTS / "tensorrt.json").read_text())
+    rows = document["rows"]
+    commands = " and ".join(f"`{command}`" for command in document["commands"])
+    lines = [
+        f"Measured on {document['date']} on one {document['machine']}, TensorRT "
+        f"{document['versions']['tensorrt']}: fp16, one text, host included. Raw rows: "
+        f"[`tensorrt.json`](measurements/tensorrt.json), made by {commands}.",
+        "",
+        "| | ms a token: TensorRT | `cuda` | plain layers | prefill of 2,048, ms: TensorRT "
+        "| `cuda` | build, s | GPU memory: build, MB | running, MB | log-probabilities off by "
+        "| same greedy tokens |",
+        "|---" * 11 + "|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        of = {row["backend"]: row for row in rows if row["model"] == model}
+        ours, beside = of["tensorrt"], of["cuda"]
+        plain = of.get("tensorrt, plain layers")
+        ratios = [ours[key] / beside[key] - 1 for key in ("ms_per_token", "prefill_ms")]
+        cells = [
+            f"**{ours['ms_per_token']:.3g}** ({ratios[0]:+.0%})",
+            f"{beside['ms_per_token']:.3g}",
+            f"{plain['ms_per_token']:.3g}" if plain else "",
+            f"**{ours['prefill_ms']:.3g}** ({ratios[1]:+.0%})",
+            f"{beside['prefill_ms']:.3g}",
+            f"{ours['build_s']:.0f}",
+            f"{ours['build_gpu_mb']:,}",
+            f"{ours['session_gpu_mb']:,}",
+            f"{ours['logprob_error']:.3f}" if "logprob_error" in ours else "",
+            f"{ours['same_tokens']} of 200" if "same_tokens" in ours else "",
+        ]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def quality() -> str:
     """What int8 and int4 cost the demo model on text it has not seen."""
     document = json.loads((MEASUREMENTS / "quality.json").read_text())
@@ -378,6 +456,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "scan": scan,
     "decode": decode,
     "prefill": prefill,
+    "gpu_energy": gpu_energy,
+    "tensorrt": tensorrt,
     "quality": quality,
     "sizes": sizes,
     "conversion": conversion,

@@ -6,8 +6,9 @@ r"""Builds TensorRT engines, checks them against the torch reference and times t
 
 FOLDER holds NAME.npz of `reference_scores.py` for each bundle's folder name; a bundle without one
 is timed only. Batch 1. Times are of whole calls, host included: a greedy continuation by
-`decode_tokens`, and a prefill of 2048 tokens. Also times one token of the bundle's own step graph
-in plain TensorRT layers, no operator of ours in it. Needs TensorRT, libs6.so, libs6_plugin.so, the
+`decode_tokens`, and a prefill of 2048 tokens. Also times one token of an fp16 bundle's own step
+graph in plain TensorRT layers, no operator of ours in it, which takes long to build (`--plain
+BUNDLE…` says for which). Needs TensorRT, libs6.so, libs6_plugin.so, the
 extra `cuda`, cuBLAS and a GPU; no torch.
 """
 
@@ -181,8 +182,10 @@ def plain_step(bundle: Path, gpu: Gpu) -> dict[str, float]:
     }  # fmt: skip
 
 
-def rows_of(bundle: Path, references: Path | None, folder: Path, gpu: Gpu) -> list[dict[str, Any]]:
-    """Rows of one bundle: the engine, the `cuda` session, plain layers."""
+def rows_of(
+    bundle: Path, references: Path | None, folder: Path, gpu: Gpu, with_plain: bool
+) -> list[dict[str, Any]]:
+    """Rows of one bundle: the engine, the `cuda` session, plain layers if asked for."""
     manifest = read_bundle(bundle)
     common = {"model": bundle.name, "precision": manifest.precision, "batch": 1}
     rows = []
@@ -207,7 +210,7 @@ def rows_of(bundle: Path, references: Path | None, folder: Path, gpu: Gpu) -> li
         rows.append(row)
         sys.stdout.write(json.dumps(row) + "\n")
         del session
-    if manifest.precision == "fp16":
+    if with_plain:
         rows.append({**common, "backend": "tensorrt, plain layers", **plain_step(bundle, gpu)})
         sys.stdout.write(json.dumps(rows[-1]) + "\n")
     return rows
@@ -218,13 +221,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--references", type=Path)
+    parser.add_argument(
+        "--plain", nargs="*", type=Path, help="plain layers of these alone (of all in fp16)"
+    )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     gpu = open_gpu()
     rows: list[dict[str, Any]] = []
     for bundle in arguments.bundles:
         with tempfile.TemporaryDirectory() as folder:
-            rows += rows_of(bundle, arguments.references, Path(folder), gpu)
+            fp16 = read_bundle(bundle).precision == "fp16"
+            plain = fp16 if arguments.plain is None else bundle in arguments.plain
+            rows += rows_of(bundle, arguments.references, Path(folder), gpu, plain)
         document = {
             "subject": "tensorrt",
             "date": now()[:10],
