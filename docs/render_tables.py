@@ -269,6 +269,33 @@ def quality() -> str:
     return "\n".join(lines)
 
 
+def quality_by_size() -> str:
+    """What each kind of quantisation costs models of different sizes on the same text."""
+    names = ("quality-demo-1m", "quality", "quality-demo-29m")
+    documents = [json.loads((MEASUREMENTS / f"{name}.json").read_text()) for name in names]
+    lines = [
+        "Change of perplexity in percent, on the same held-out text. Raw rows: "
+        + ", ".join(f"[`{name}.json`]({{docs}}measurements/{name}.json)" for name in names)
+        + ".",
+        "",
+        "| weights | "
+        + " | ".join(f"{document['parameters'] / 1e6:.1f} M" for document in documents)
+        + " |",
+        "|---" * (1 + len(documents)) + "|",
+        "| fp16: perplexity | "
+        + " | ".join(f"{document['rows'][0]['perplexity']['value']:.2f}" for document in documents)
+        + " |",
+    ]
+    for index, row in enumerate(documents[0]["rows"][1:], start=1):
+        cells = []
+        for document in documents:
+            of_this = document["rows"][index]
+            assert _version(of_this["name"]) == _version(row["name"])
+            cells.append(_interval(of_this["perplexity_change_percent"], "+.2f"))
+        lines.append(f"| {_version(row['name'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _version(name: str) -> str:
     words = name.replace("-", ", ", 1).replace("-", " ")
     return f"**{words}**" if name in {"int8", "int4-calibrated"} else words
@@ -459,6 +486,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu_energy": gpu_energy,
     "tensorrt": tensorrt,
     "quality": quality,
+    "quality_by_size": quality_by_size,
     "sizes": sizes,
     "conversion": conversion,
     "serve_load": serve_load,
