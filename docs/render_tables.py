@@ -30,22 +30,22 @@ MEASUREMENTS = ROOT / "docs" / "measurements"
 
 
 def embedded() -> str:
-    """The embedded default on a plain CPU, beside torch."""
+    """The embedded default on a plain CPU, beside its peers."""
     record = read_record(MEASUREMENTS / "embedded_130m.json")
     ours, machine = record.timings, record.board
     rows = [
-        "| mamba-130m shapes, fp32, one text | first token | each further | tokens/s |",
-        "|---|---|---|---|",
         _embedded_row(
             f"**mamba-orin**, ONNX Runtime {record.versions['onnxruntime']}",
+            record.model.precision,
             ours.first_token.median_ms,
             ours.decode.median_ms,
             ours.decode.spread_percent,
-        ),
+        )
     ]
     rows += [
         _embedded_row(
-            f"{peer.peer} {peer.version}, the reference model",
+            f"{peer.peer} {peer.version}",
+            str(peer.precision),
             peer.timings.first_token.median_ms,
             peer.timings.decode.median_ms,
             peer.timings.decode.spread_percent,
@@ -57,18 +57,24 @@ def embedded() -> str:
         [
             f"Measured on {record.date_utc[:10]} on {machine.cores} cores of an {machine.cpu} "
             f"({record.settings.sequence_length} tokens of prompt, random weights, medians; "
-            f"± holds half of the samples; {_validity(record)}).",
+            "± holds half of the samples, of llama.cpp those of whole continuations; "
+            f"{_validity(record)}).",
             f"Raw record: [`docs/measurements/embedded_130m.json`]"
             f"(docs/measurements/embedded_130m.json), made by `{record.command}`.",
             "",
+            "| mamba-130m shapes, one text | weights | first token | each further | tokens/s |",
+            "|---|---|---|---|---|",
             *rows,
         ]
     )
 
 
-def _embedded_row(name: str, first_ms: float, each_ms: float, spread: float | None) -> str:
+def _embedded_row(
+    name: str, weights: str, first_ms: float, each_ms: float, spread: float | None
+) -> str:
     around = "" if spread is None else f" ±{spread:.1f} %"
-    return f"| {name} | {first_ms:,.0f} ms | {each_ms:.1f} ms{around} | {1e3 / each_ms:.0f} |"
+    times = f"{first_ms:,.0f} ms | {each_ms:.1f} ms{around} | {1e3 / each_ms:.0f}"
+    return f"| {name} | {weights} | {times} |"
 
 
 def _validity(record: BenchRecord) -> str:

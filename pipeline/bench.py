@@ -135,13 +135,13 @@ def benchmark_folder(
         llama_model: The same model as GGUF, for the peer llama.cpp.
 
     Raises:
-        UsageError: Unknown peer.
+        UsageError: Unknown peer, or a model for it that is no file.
         ArtifactError: The engine cannot be used.
         BoardError: Mode or clocks cannot be held as asked for.
         TelemetryError: The source that was named does not work here.
         BenchmarkError: The engine failed while being measured.
     """
-    check_peers(peers)
+    check_peers(peers, llama_model)
     progress(BenchProgress("engine", "load"))
     start = time.perf_counter()
     # Importing the backend is part of what a user waits for.
@@ -183,12 +183,12 @@ def run_benchmark(
         world: Clock, sensors and machine.
 
     Raises:
-        UsageError: Unknown peer.
+        UsageError: Unknown peer, or a model for it that is no file.
         BoardError: Mode or clocks cannot be held as asked for.
         TelemetryError: The source that was named does not work here.
         BenchmarkError: The engine failed while being measured.
     """
-    check_peers(peers)
+    check_peers(peers, llama_model)
     world = world or Bystanders()
     settings = settings.model_copy(update={"threads": settings.threads or default_threads()})
     architecture = engine.session.architecture

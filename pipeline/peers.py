@@ -187,17 +187,22 @@ PEERS: dict[str, Peer] = {
 """Peers by the name that `--compare` takes."""
 
 
-def check_peers(names: Sequence[str]) -> None:
-    """Refuses unknown names before anything is measured.
+def check_peers(names: Sequence[str], llama_model: Path | None) -> None:
+    """Refuses what cannot be meant before anything is measured.
 
     Raises:
-        UsageError: Unknown; names the choices.
+        UsageError: An unknown name, with the choices, or a model that is no file.
     """
     for name in names:
         if name not in PEERS:
             raise UsageError(
                 f"unknown peer {name!r} in --compare", fix=f"choose from: {', '.join(PEERS)}"
             )
+    if llama_model is not None and not llama_model.is_file():
+        raise UsageError(
+            f"--llama-model {llama_model} is not a file",
+            fix="name the GGUF file that llama.cpp's convert_hf_to_gguf.py wrote",
+        )
 
 
 def compare(name: str, task: Task, ours: Timings) -> Comparison:

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.architecture import MambaArchitecture
-from pipeline.errors import BenchmarkError
+from pipeline.errors import BenchmarkError, UsageError
 from pipeline.measuring import Task
-from pipeline.peers import PEERS, compare, parse_llama_bench
+from pipeline.peers import PEERS, check_peers, compare, parse_llama_bench
 from pipeline.records import BenchSettings, Timings
 
 ARCHITECTURE = MambaArchitecture(
@@ -60,6 +60,13 @@ def test_what_llama_bench_prints_becomes_timings() -> None:
     assert found.timings.decode_samples_ms == ((2.0,), (3.0,))
     assert found.timings.tokens_per_second == pytest.approx(400)
     assert (found.version, found.precision) == ("883718e", "mamba 0.1B F16")
+
+
+def test_what_cannot_be_meant_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown peer 'lama'"):
+        check_peers(["torch", "lama"], None)
+    with pytest.raises(UsageError, match=r"none\.gguf is not a file"):
+        check_peers(["llama.cpp"], tmp_path / "none.gguf")
 
 
 def test_a_program_on_the_path_is_run_with_the_same_work(
