@@ -107,7 +107,7 @@ class NvmlSampler:
             "nvmlDeviceGetCurrentClocksEventReasons",
             getattr(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None),
         )
-        limit = functools.cache(  # of the chip, not of the moment; as slow as half a hundred others
+        limit = functools.cache(  # of the chip, not of the moment; a millisecond each
             lambda: float(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM))
         )
         wanted: dict[str, Callable[[], float]] = {
