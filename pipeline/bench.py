@@ -301,7 +301,7 @@ def _measure(engine: LoadedEngine, task: Task, world: Bystanders) -> _Found:
         if recorder.reads and settings.energy_seconds and settings.scenario != "server":
             kept_up = sustain(session, task, subject, recorder.phase)
             found = replace(found, prompts=kept_up.prompts, decoded=kept_up.decoded)
-            world.sleep(2 * sampler.interval_s)
+        world.sleep(2 * sampler.interval_s)
     return found
 
 

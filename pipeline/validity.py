@@ -244,30 +244,38 @@ def check_clocks(recording: Recording) -> Check:
 def check_warming(recording: Recording, work: Phase | None) -> Check:
     """Whether the machine had reached the temperature that it keeps.
 
-    Each phase for itself: a prompt heats more than decoding does.
+    Each phase must keep its own, since a prompt heats more than decoding does; over all of the
+    work only a rise counts.
     """
     name = "heat settled"
     hottest = _hottest(recording, work)
     if hottest is None:
         return _unknown(name, recording, "no temperature can be read")
-    risen, most = {}, 0
+    channel = TEMPERATURE + hottest[0]
+    risen = _moved(recording.within(channel, work))
+    if risen is None:
+        count = len(recording.within(channel, work))
+        return _unknown(name, recording, f"{count} readings are too few to tell")
+    moved = {"the work": max(risen, 0.0)}
     for phase in recording.phases:
-        readings = recording.within(TEMPERATURE + hottest[0], phase)
-        third = len(readings) // 3
-        if phase.name in _PHASES_THAT_COUNT and third:
-            risen[phase.name] = float(
-                np.mean(readings[-third:]) - np.mean(readings[third : 2 * third])
-            )
-        most = max(most, len(readings))
-    if not risen:
-        return _unknown(name, recording, f"{most} readings are too few to tell")
-    worst = max(risen, key=lambda phase: abs(risen[phase]))
+        change = _moved(recording.within(channel, phase))
+        if phase.name in _PHASES_THAT_COUNT and change is not None:
+            moved[phase.name] = change
+    worst = max(moved, key=lambda stretch: abs(moved[stretch]))
     return Check(
         name=name,
-        passed=abs(risen[worst]) <= _MAXIMUM_WARMING_C,
-        detail=f"{hottest[0]} moved by {risen[worst]:+.1f} °C from the middle third to the last "
+        passed=abs(moved[worst]) <= _MAXIMUM_WARMING_C,
+        detail=f"{hottest[0]} moved by {moved[worst]:+.1f} °C from the middle third to the last "
         f"of {worst} (at most {_MAXIMUM_WARMING_C:g} °C)",
     )
+
+
+def _moved(readings: list[float]) -> float | None:
+    """From the mean of the middle third to that of the last; None with less than three."""
+    third = len(readings) // 3
+    if third == 0:
+        return None
+    return float(np.mean(readings[-third:]) - np.mean(readings[third : 2 * third]))
 
 
 def check_power_readings(recording: Recording, power: PowerSummary | None) -> Check:

@@ -504,6 +504,15 @@ def test_idling_is_counted_too_though_nothing_was_read_before_the_session() -> N
     assert idling.energy_j == pytest.approx(30.0), idling.missing
 
 
+def test_the_last_phase_is_counted_whichever_it_is() -> None:
+    counter = Rail("GPU", ("energy_j/gpu",), True, "host")
+    record = measured_on(Board(FakeSession(), rail=counter), energy_seconds=0)
+    assert record.power is not None
+    last = record.power.phases[-1]
+    assert last.phase == "measure"
+    assert last.energy_j == pytest.approx(10.0 * last.seconds), last.missing
+
+
 def test_a_record_with_power_comes_back_as_it_was_written(tmp_path: Path) -> None:
     record = measured_on(Board(FakeSession()))
     write_record(record, tmp_path / "record.json")

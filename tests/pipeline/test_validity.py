@@ -75,6 +75,18 @@ def test_decoding_may_be_cooler_than_the_prompt_before_it() -> None:
     assert "of prefill" in check.detail
 
 
+def test_warming_too_slow_to_show_in_one_phase_is_seen_over_all_of_them() -> None:
+    recording = Recording("sysfs", 0.1, None, {})
+    recording.phases += [Phase("prefill", 0.0, 8.5), Phase("decode", 8.5, 17.5)]
+    recording.times_s["temperature_c/tj"] = [float(i) for i in range(18)]
+    recording.values["temperature_c/tj"] = [50.0 + 0.6 * i for i in range(18)]
+    work = Phase("work", 0.0, 17.5)
+    check = next(c for c in check_sensors(recording, work, None) if c.name == "heat settled")
+    assert check.passed is False
+    assert "+3.6 °C" in check.detail
+    assert "of the work" in check.detail
+
+
 def test_short_events_of_the_third_kind_are_usual_under_the_highest_mode() -> None:
     check = found(events__oc3=[0.0] * 9 + [200.0])["no over-current"]
     assert check.passed is True
