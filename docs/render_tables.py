@@ -178,6 +178,10 @@ def gpu_energy() -> str:
         for precision in ("fp16", "int4")
     ]
     records = [read_record(MEASUREMENTS / name) for name in names]
+    titles = [
+        f"{record.model.name.removeprefix('random-')} {record.model.precision}"
+        for record in records
+    ]
     first = records[0]
     lines = [
         f"Measured on {first.date_utc[:10]} on one {first.board.gpus[0].name} by `mamba-orin "
@@ -186,22 +190,21 @@ def gpu_energy() -> str:
         "Power is the GPU's, idling included, without the host.",
         "Raw records: "
         + ", ".join(
-            f"[{record.model.name.removeprefix('random-')} {record.model.precision}]"
-            f"(docs/measurements/{name})"
-            for record, name in zip(records, names, strict=True)
+            f"[{title}](docs/measurements/{name})"
+            for title, name in zip(titles, names, strict=True)
         )
         + f"; the first was made by `{first.command}`.",
         "",
         "| | first token, ms | each further, ms | J a token | W decoding (idle) | checks failed |",
         "|---|---|---|---|---|---|",
     ]
-    for record in records:
+    for title, record in zip(titles, records, strict=True):
         decode, power = record.timings.decode, record.power
         assert power is not None
         assert power.idle_w is not None
         failed = [check.name for check in record.checks if check.passed is False]
         cells = [
-            f"{record.model.name.removeprefix('random-')} {record.model.precision}",
+            title,
             f"{record.timings.first_token.median_ms:.3g}",
             f"**{decode.median_ms:.3g}** ±{decode.spread_percent:.1f} %",
             f"**{power.energy_per_token_j:.3g}** ±{power.energy_per_token_uncertainty_j:.1g}",
@@ -216,11 +219,10 @@ def tensorrt() -> str:
     """The TensorRT engine beside the cuda backend and beside plain layers."""
     document = json.loads((MEASUREMENTS / "tensorrt.json").read_text())
     rows = document["rows"]
-    commands = " and ".join(f"`{command}`" for command in document["commands"])
     lines = [
         f"Measured on {document['date']} on one {document['machine']}, TensorRT "
         f"{document['versions']['tensorrt']}: fp16, one text, host included. Raw rows: "
-        f"[`tensorrt.json`](measurements/tensorrt.json), made by {commands}.",
+        f"[`tensorrt.json`](measurements/tensorrt.json), made by `{document['command']}`.",
         "",
         "| | ms a token: TensorRT | `cuda` | plain layers | prefill of 2,048, ms: TensorRT "
         "| `cuda` | build, s | GPU memory: build, MB | running, MB | log-probabilities off by "

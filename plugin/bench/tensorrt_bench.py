@@ -8,8 +8,8 @@ FOLDER holds NAME.npz of `reference_scores.py` for each bundle's folder name; a 
 is timed only. Batch 1. Times are of whole calls, host included: a greedy continuation by
 `decode_tokens`, and a prefill of 2048 tokens. Also times one token of an fp16 bundle's own step
 graph in plain TensorRT layers, no operator of ours in it, which takes long to build (`--plain
-BUNDLE…` says for which). Needs TensorRT, libs6.so, libs6_plugin.so, the
-extra `cuda`, cuBLAS and a GPU; no torch.
+BUNDLE…` says for which). Needs TensorRT, libs6.so, libs6_plugin.so, the extra `cuda`, cuBLAS and a
+GPU; no torch.
 """
 
 from __future__ import annotations
@@ -183,9 +183,13 @@ def plain_step(bundle: Path, gpu: Gpu) -> dict[str, float]:
 
 
 def rows_of(
-    bundle: Path, references: Path | None, folder: Path, gpu: Gpu, with_plain: bool
+    bundle: Path,
+    references: Path | None,
+    plain: list[Path] | None,
+    folder: Path,
+    gpu: Gpu,
 ) -> list[dict[str, Any]]:
-    """Rows of one bundle: the engine, the `cuda` session, plain layers if asked for."""
+    """Rows of one bundle: the engine, the `cuda` session, plain layers where asked for."""
     manifest = read_bundle(bundle)
     common = {"model": bundle.name, "precision": manifest.precision, "batch": 1}
     rows = []
@@ -210,7 +214,7 @@ def rows_of(
         rows.append(row)
         sys.stdout.write(json.dumps(row) + "\n")
         del session
-    if with_plain:
+    if manifest.precision == "fp16" if plain is None else bundle in plain:
         rows.append({**common, "backend": "tensorrt, plain layers", **plain_step(bundle, gpu)})
         sys.stdout.write(json.dumps(rows[-1]) + "\n")
     return rows
@@ -230,9 +234,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for bundle in arguments.bundles:
         with tempfile.TemporaryDirectory() as folder:
-            fp16 = read_bundle(bundle).precision == "fp16"
-            plain = fp16 if arguments.plain is None else bundle in arguments.plain
-            rows += rows_of(bundle, arguments.references, Path(folder), gpu, plain)
+            rows += rows_of(bundle, arguments.references, arguments.plain, Path(folder), gpu)
         document = {
             "subject": "tensorrt",
             "date": now()[:10],

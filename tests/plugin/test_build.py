@@ -47,7 +47,7 @@ def test_kernels_compile_for_the_board_without_spills(tmp_path: Path) -> None:
         assert found["rows"] == kept["rows"], "docs/measurements/ptxas.json is out of date"
 
 
-@pytest.mark.parametrize("name", ["scan", "scan_checks", "decode", "prefill"])
+@pytest.mark.parametrize("name", ["scan", "scan_checks", "decode", "prefill", "tensorrt"])
 def test_measurements_come_from_their_command(name: str) -> None:
     """Each kept file names the command that wrote it, and its rows say what they should."""
     document = json.loads((ROOT / "docs" / "measurements" / f"{name}.json").read_text())
@@ -66,5 +66,10 @@ def test_measurements_come_from_their_command(name: str) -> None:
         for row in document["rows"]:
             assert row["prefill_ms"] > 0
             assert sum(row[share] for share in shares) == pytest.approx(100, abs=0.3)
+    elif name == "tensorrt":
+        for row in document["rows"]:
+            assert row["ms_per_token"] > 0
+            assert row.get("tokens_agree", True)
+            assert row.get("logprob_error", 0.0) < 2e-2
     else:
         assert not [row for row in document["rows"] if row["result"] == "failed"]
