@@ -407,6 +407,25 @@ _CHECKPOINT_SHAPES: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
 }
 
 
+def in_state_spaces_format(name: str, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The name and layout that mamba-ssm has for one of `architecture.weights()`.
+
+    Args:
+        name: Of the weight here.
+        weight: In our layout and meaning.
+    """
+    for theirs, ours in STATE_SPACES_NAMES.items():
+        if name == ours:
+            return theirs, weight
+    _, layer, part = name.split(".", 2)
+    theirs = next(key for key, value in _BLOCK_NAMES.items() if value == part)
+    if part == "A":
+        weight = torch.log(-weight).T
+    elif part == "conv.weight":
+        weight = weight.T[:, None]
+    return f"backbone.layers.{layer}.{theirs}", weight.contiguous()
+
+
 def _in_our_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name.endswith("conv.weight"):
         return tensor[:, 0, :].T.contiguous()  # (d, 1, k) -> (k, d)

@@ -773,7 +773,8 @@ def _add_bench(verbs: Any) -> None:
         "--compare",
         metavar="PEER,…",
         help="measure these on the same weights, prompt and threads in the same record: torch, "
-        "onnxruntime, llama.cpp; one that is not installed is recorded as that",
+        "onnxruntime, mamba-ssm, tensorrt-plain (TensorRT without the plugin), llama.cpp; one that "
+        "is not installed is recorded as that",
     )
     parser.add_argument(
         "--llama-model",

@@ -13,7 +13,7 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -48,6 +48,16 @@ class BenchProgress:
 
 
 Progress = Callable[[BenchProgress], None]
+
+
+class Contender(Protocol):
+    """What can be timed: our sessions, and peers with a state of their own kind."""
+
+    def prefill(self, token_ids: TokenIds) -> tuple[Floats, Any]:
+        """Reads texts (b, l) from their beginning; logits (b, vocab) and the state after them."""
+
+    def step(self, token_ids: TokenIds, state: Any) -> tuple[Floats, Any]:
+        """Reads one token (b,) more of each text, from the state that came last."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ def unmarked(_: str) -> contextlib.AbstractContextManager[None]:
 
 
 def measure(
-    session: Session,
+    session: Contender,
     task: Task,
     subject: str,
     phase: Callable[[str], contextlib.AbstractContextManager[None]] = unmarked,
@@ -114,7 +124,7 @@ def measure(
         return _until_settled(session, task, subject)
 
 
-def _until_settled(session: Session, task: Task, subject: str) -> Timings:
+def _until_settled(session: Contender, task: Task, subject: str) -> Timings:
     settings = task.settings
     first_ms: list[float] = []
     decode_ms: list[list[float]] = []
@@ -137,7 +147,7 @@ def _until_settled(session: Session, task: Task, subject: str) -> Timings:
             )
 
 
-def _iterate(session: Session, task: Task, subject: str) -> tuple[float, list[float]]:
+def _iterate(session: Contender, task: Task, subject: str) -> tuple[float, list[float]]:
     """One prompt and its continuation: first token and each further one, in milliseconds."""
     clock, moments = task.clock, [0.0] * (task.settings.new_tokens + 1)
     gc.collect()

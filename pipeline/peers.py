@@ -87,6 +87,56 @@ def _measure_onnxruntime(task: Task) -> Measured:
     return Measured(timings, version_of("onnxruntime"), manifest.precision)
 
 
+def _refuses_batches(name: str, task: Task) -> str | None:
+    return f"{name} measures one text at a time" if task.settings.batch > 1 else None
+
+
+_MAMBA_SSM_EPS = 1e-5
+
+
+def _lacks_mamba_ssm(task: Task) -> str | None:
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return "not installed; pip install mamba-ssm causal-conv1d builds it where CUDA is"
+    a = task.architecture
+    if a.mixer_norm_eps is not None or a.norm_eps != _MAMBA_SSM_EPS:
+        return "it has no model with these norms"
+    import torch
+
+    return None if torch.cuda.is_available() else "it runs on a GPU alone, and torch finds none"
+
+
+def _measure_mamba_ssm(task: Task) -> Measured:
+    from pipeline.mamba_ssm_session import MambaSsmSession
+
+    task.progress(BenchProgress("mamba-ssm", "load"))
+    settings = task.settings
+    most = settings.sequence_length + settings.new_tokens + 1
+    try:
+        session = MambaSsmSession(task.bundle, task.architecture, settings.batch, most)
+        timings = measure(session, task, "mamba-ssm")
+    except RuntimeError as error:  # torch's, out of memory included
+        raise BenchmarkError(f"mamba-ssm failed: {error}") from error
+    return Measured(timings, version_of("mamba-ssm"), "fp16")
+
+
+def _lacks_tensorrt(task: Task) -> str | None:
+    for package in ("tensorrt", "cuda"):
+        if importlib.util.find_spec(package) is None:
+            return f"not installed: there is no Python package {package}"
+    return _refuses_batches("TensorRT in plain layers", task)
+
+
+def _measure_tensorrt(task: Task) -> Measured:
+    from pipeline.manifest import read_bundle
+    from pipeline.plain_layers_session import PlainLayersSession
+    from pipeline.tensorrt_runtime import VERSION
+
+    task.progress(BenchProgress("tensorrt-plain", "load"))
+    session = PlainLayersSession(task.bundle, task.architecture)
+    timings = measure(session, task, "tensorrt-plain")
+    return Measured(timings, VERSION, read_bundle(task.bundle).precision)
+
+
 # --- llama.cpp ----------------------------------------------------------------------------
 
 _LLAMA_BENCH = "llama-bench"
@@ -100,9 +150,7 @@ def _lacks_llama(task: Task) -> str | None:
         return f"not installed: no {_LLAMA_BENCH} on the PATH"
     if task.llama_model is None:
         return "it needs the same model as GGUF: name the file with --llama-model"
-    if task.settings.batch > 1:
-        return f"{_LLAMA_BENCH} measures one text at a time"
-    return None
+    return _refuses_batches(_LLAMA_BENCH, task)
 
 
 def _measure_llama(task: Task) -> Measured:
@@ -182,6 +230,8 @@ def parse_llama_bench(text: str, task: Task) -> Measured:
 PEERS: dict[str, Peer] = {
     "torch": Peer(_lacks_package("torch", "convert"), _measure_torch, package="torch"),
     "onnxruntime": Peer(_lacks_onnxruntime, _measure_onnxruntime, package="onnxruntime"),
+    "mamba-ssm": Peer(_lacks_mamba_ssm, _measure_mamba_ssm, package="mamba-ssm"),
+    "tensorrt-plain": Peer(_lacks_tensorrt, _measure_tensorrt),
     "llama.cpp": Peer(_lacks_llama, _measure_llama),
 }
 """Peers by the name that `--compare` takes."""

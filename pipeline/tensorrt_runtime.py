@@ -77,7 +77,7 @@ class BuiltPlan:
 
 def build_plan(
     graph: bytes,
-    plugins: Path,
+    plugins: Path | None,
     profiles: Sequence[Profile],
     workspace_bytes: int,
     timings: bytes = b"",
@@ -86,7 +86,7 @@ def build_plan(
 
     Args:
         graph: The serialised model.
-        plugins: The library with its operators.
+        plugins: The library with its operators; None for a graph without any of ours.
         profiles: Ranges of shapes the plan is made for.
         workspace_bytes: Most memory of the GPU that a kernel may want for itself.
         timings: Of an earlier build on the same board.
@@ -122,14 +122,14 @@ class Plan:
 
     Args:
         path: Its file.
-        plugins: The library with its operators.
+        plugins: The library with its operators; None for a plan without any of ours.
 
     Raises:
         EngineMismatchError: TensorRT does not take it.
         PluginError: TensorRT does not take the library.
     """
 
-    def __init__(self, path: Path, plugins: Path) -> None:
+    def __init__(self, path: Path, plugins: Path | None) -> None:
         self._runtime = trt.Runtime(_log)
         _load_plugins(self._runtime, plugins)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -202,6 +202,29 @@ class Run:
         if not self._context.execute_async_v3(stream):
             raise _failed("run", _log.reason())
 
+    def layer_times(self, stream: int) -> list[tuple[str, float]]:
+        """Executes once and tells what TensorRT's own profiler says: layers and milliseconds.
+
+        Raises:
+            BackendError: TensorRT refuses.
+        """
+        profiler = _LayerTimes()
+        self._context.profiler = profiler
+        self.enqueue(stream)
+        return profiler.found
+
+
+class _LayerTimes(trt.IProfiler):  # type: ignore[misc]
+    """Keeps what TensorRT reports after a run."""
+
+    def __init__(self) -> None:
+        trt.IProfiler.__init__(self)
+        self.found: list[tuple[str, float]] = []
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        """Called by TensorRT."""
+        self.found.append((layer_name, ms))
+
 
 def _network_flags() -> int:
     """Types are what the graph says where this TensorRT can be told so; batches are explicit."""
@@ -234,8 +257,10 @@ def _failed(doing: str, reason: str) -> BackendError:
     )
 
 
-def _load_plugins(owner: Any, library: Path) -> None:
+def _load_plugins(owner: Any, library: Path | None) -> None:
     """Makes a library's operators known to a builder or a runtime, which ask their own registry."""
+    if library is None:
+        return
     try:
         handle = owner.get_plugin_registry().load_library(str(library))
     except Exception as error:  # the binding raises its own types

@@ -16,32 +16,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from plain_layers import plain_step_graph
 from reference_scores import log_softmax
 
-from pipeline import __version__, engine, s6_library
+from pipeline import __version__, engine
+from pipeline.architecture import MambaArchitecture
 from pipeline.cuda_driver import Gpu, open_gpu
 from pipeline.manifest import now, read_bundle
+from pipeline.plain_layers_session import PlainLayersSession
 from pipeline.session import DecodesAhead, Session
 from pipeline.storage import write_atomically
-from pipeline.tensorrt_runtime import VERSION, Plan, build_plan
-from pipeline.weights import WEIGHT_FILE, read_weights
+from pipeline.tensorrt_runtime import VERSION
+from pipeline.tensorrt_session import TensorRtSession
 
 PREFILL_TOKENS, DECODED_TOKENS = 2048, 200
 REPEATS = 7
@@ -144,42 +146,35 @@ def parity(session: Session, reference: Path) -> dict[str, Any]:
     }
 
 
-def plain_step(bundle: Path, gpu: Gpu) -> dict[str, float]:
+def plain_step(bundle: Path, architecture: MambaArchitecture) -> dict[str, float]:
     """Time of one token in plain layers."""
-    model = plain_step_graph(bundle)
     begin = time.perf_counter()
-    built = build_plan(model.SerializeToString(), s6_library.find_plugin_library(), [], 1 << 30)
+    session = PlainLayersSession(bundle, architecture)
     build_s = time.perf_counter() - begin
-    with tempfile.NamedTemporaryFile(suffix=".plan") as file:
-        file.write(built.plan)
-        file.flush()
-        plan = Plan(Path(file.name), s6_library.find_plugin_library())
-    stream = gpu.new_stream()
-    scratch = gpu.allocate(plan.scratch_bytes, "a plan")
-    run = plan.new_run(0, scratch.pointer, scratch.size, stream.handle)
-    memory = []
-    arrays = dict(read_weights(bundle / WEIGHT_FILE))
-    for value in (*model.graph.input, *model.graph.output):
-        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        array = np.ascontiguousarray(arrays.get(value.name, np.zeros(shape, dtype)))
-        memory.append(gpu.allocate(array.nbytes, value.name))
-        stream.write(memory[-1].pointer, array.reshape(-1).view(np.uint8))
-        run.set_address(value.name, memory[-1].pointer)
-    run.enqueue(stream.handle)
-    graph = stream.capture(lambda: run.enqueue(stream.handle))
-    tokens = 50
+    tokens, token_id = 50, np.ones(1, np.int64)
 
     def decode() -> None:
         for _ in range(tokens):
-            stream.launch(graph)
-        stream.finish()
+            session.enqueue(token_id)
+        session.finish()
 
     found, spread = milliseconds(decode)
     return {
         "ms_per_token": round(found / tokens, 4), "spread_pct": round(spread, 2),
-        "build_s": round(build_s, 1), "plan_mb": round(len(built.plan) / MEGABYTE, 2),
+        "build_s": round(build_s, 1), "plan_mb": round(session.plan_bytes / MEGABYTE, 2),
     }  # fmt: skip
+
+
+def prefill_layers(session: TensorRtSession) -> dict[str, float]:
+    """Milliseconds of each kind of layer in a prefill by TensorRT's profiler, of all blocks.
+
+    The profiler keeps layers from overlapping, so their sum is more than a prefill takes.
+    """
+    session.reader.layer_times(1, PREFILL_TOKENS)
+    found: defaultdict[str, float] = defaultdict(float)
+    for name, ms in session.reader.layer_times(1, PREFILL_TOKENS):
+        found[re.sub(r"layers\.\d+\.|_\d+\b", "", name)] += ms
+    return {name: round(ms, 4) for name, ms in sorted(found.items(), key=lambda one: -one[1])}
 
 
 def rows_of(
@@ -211,11 +206,19 @@ def rows_of(
         reference = None if references is None else references / f"{bundle.name}.npz"
         if reference is not None and reference.is_file():
             row |= parity(session, reference)
+        if isinstance(session, TensorRtSession):
+            row["prefill_layers_ms"] = prefill_layers(session)
         rows.append(row)
         sys.stdout.write(json.dumps(row) + "\n")
         del session
     if manifest.precision == "fp16" if plain is None else bundle in plain:
-        rows.append({**common, "backend": "tensorrt, plain layers", **plain_step(bundle, gpu)})
+        rows.append(
+            {
+                **common,
+                "backend": "tensorrt, plain layers",
+                **plain_step(bundle, manifest.architecture),
+            }
+        )
         sys.stdout.write(json.dumps(rows[-1]) + "\n")
     return rows
 

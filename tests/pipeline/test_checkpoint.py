@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint import in_state_spaces_format, open_checkpoint
 from pipeline.errors import (
     CheckpointContradictionError,
     CheckpointCorruptError,
@@ -42,6 +42,17 @@ def test_every_tensor_has_the_shape_the_architecture_says(any_checkpoint: Random
     checkpoint = open_checkpoint(any_checkpoint.path)
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors()}
     assert found == {name: w.shape for name, w in checkpoint.architecture.weights().items()}
+
+
+def test_weights_go_back_into_the_form_they_came_in(tmp_path: Path) -> None:
+    source = state_spaces(tmp_path / "source", "safetensors").path
+    tensors = open_checkpoint(source).tensors()
+    found = dict(in_state_spaces_format(name, tensor) for name, tensor in tensors)
+    expected = load_file(source / "model.safetensors")
+    assert torch.equal(expected.pop("lm_head.weight"), found["backbone.embedding.weight"])
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, msg=name)
 
 
 def test_sizes_survive_a_config_that_says_almost_nothing(

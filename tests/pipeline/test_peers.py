@@ -108,6 +108,8 @@ def test_what_a_peer_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     install(tmp_path, monkeypatch, "")
     assert "--llama-model" in compare("llama.cpp", task(), OURS).missing["timings"]
     assert "itself measures" in compare("onnxruntime", task(), OURS).missing["timings"]
+    for peer in ("mamba-ssm", "tensorrt-plain"):
+        assert "not installed" in compare(peer, task(), OURS).missing["timings"]
 
 
 def test_onnx_runtime_is_measured_beside_another_backend(bundle: Path) -> None:
