@@ -162,6 +162,7 @@ class _Graph:
         attributes: Mapping[str, Any] | None = None,
         outputs: Sequence[str] = (),
         domain: str = "",
+        name: str = "",
     ) -> str:
         """Adds an operator.
 
@@ -171,12 +172,14 @@ class _Graph:
             attributes: Those of the node.
             outputs: Names of its outputs; none names the only one here.
             domain: Where the operator is from.
+            name: What TensorRT calls the layer; its operator and a number if none is given.
 
         Returns:
             The name of its first output.
         """
-        names = list(outputs) or [f"{operator}_{len(self._nodes)}"]
-        node = helper.make_node(operator, inputs, names, domain=domain)
+        numbered = f"{operator}_{len(self._nodes)}"
+        names = list(outputs) or [numbered]
+        node = helper.make_node(operator, inputs, names, name=name or numbered, domain=domain)
         node.attribute.extend(helper.make_attribute(*item) for item in (attributes or {}).items())
         self._nodes.append(node)
         return names[0]
@@ -314,7 +317,8 @@ class _Prefill:
                 *(matrix, *scales),
                 attributes={**self._packing(name), "columns": columns},
             )
-        return self._graph.node("Gemm", value, matrix, attributes={"transB": 1})
+        layer = name.removesuffix(".weight")
+        return self._graph.node("Gemm", value, matrix, attributes={"transB": 1}, name=layer)
 
     def _stored(self, name: str) -> list[str]:
         """A matrix as it is stored, with its scales if it is packed."""

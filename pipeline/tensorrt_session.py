@@ -173,6 +173,14 @@ class TensorRtReader:
             length: Tokens of each.
             positions: How many tokens of each get logits.
         """
+        self._run_of(batch, length, positions).enqueue(self._stream.handle)
+
+    def layer_times(self, batch: int, length: int) -> list[tuple[str, float]]:
+        """Reads a stretch and tells the layers of the plan with their milliseconds, in order."""
+        return self._run_of(batch, length, 1).layer_times(self._stream.handle)
+
+    def _run_of(self, batch: int, length: int, positions: int) -> Run:
+        """A run that has its shapes and the addresses of the states."""
         a, run = self._architecture, self._runs[self._profile(batch)]
         conv, ssm = self.state.addresses(batch)
         run.set_shape("token_ids", (batch, length))
@@ -188,7 +196,7 @@ class TensorRtReader:
                 address = first + layer * of_layer
                 run.set_address(f"{kind}_state_in.{layer}", address)
                 run.set_address(f"{kind}_state_out.{layer}", address)
-        run.enqueue(self._stream.handle)
+        return run
 
     def _read(self, batch: int, length: int, positions: list[int]) -> None:
         self._stream.write(self._positions.pointer, np.array(positions, dtype=np.int32))
@@ -274,6 +282,9 @@ class TensorRtStepper:
 class TensorRtSession(GpuSession):
     """Runs a bundle on the GPU by two plans.
 
+    Attributes:
+        reader: Reads stretches of text.
+
     Args:
         folder: Where the plans are.
         plugins: The library with their operators.
@@ -311,10 +322,12 @@ class TensorRtSession(GpuSession):
             max(prefill.scratch_bytes, step.scratch_bytes), "activations of the engine"
         )
         limits = stretch_limits(max_batch, max_length)
-        reader = TensorRtReader(
+        self.reader = TensorRtReader(
             gpu, stream, architecture, prefill, weights.addresses, limits, scratch
         )
         stepper = TensorRtStepper(
             gpu, stream, architecture, step, weights.memory.pointer, scratch, max_batch
         )
-        super().__init__("tensorrt", gpu, stream, architecture, weights, reader, stepper, max_batch)
+        super().__init__(
+            "tensorrt", gpu, stream, architecture, weights, self.reader, stepper, max_batch
+        )
