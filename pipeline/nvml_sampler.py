@@ -2,10 +2,10 @@
 """Reads a desktop or server GPU through NVIDIA's NVML. The only module that imports pynvml.
 
 Orin's NVML knows neither power nor memory, so a Jetson is read through sysfs instead. On GPUs
-since Volta a counter holds the energy since the driver was loaded, so no reading is needed in
-between; the power that NVML tells is on most of them a mean over a second and shows no peaks. That
-counter is dear: the driver takes 3.5 ms of processor time to answer (H200, driver 580), a thousand
-times what the others take, so it is read less often than they could be.
+since Volta a counter holds the energy since the driver was loaded; the power that NVML tells is on
+most of them a mean over a second and shows no peaks. That counter is dear: the driver takes 3.5 ms
+of processor time to answer (H200, driver 580), a thousand times what the others take, so it is read
+at the edges of phases alone, which needs no more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ from pipeline.telemetry import (
     Reading,
     polled,
 )
+
+# The longest that an edge waits for the counter to move.
+_LONGEST_UPDATE_S = 1.0
 
 _EXCLUDES = "the host: its processor, memory, disks, fans and the power supply's losses"
 # Bits of nvmlClocksEventReasons that mean that the GPU was held back (nvml.h). Idling, a cap
@@ -68,6 +72,7 @@ class NvmlSampler:
         except self._nvml.NVMLError as error:
             raise TelemetryError(f"NVML: {error}", fix="check that nvidia-smi works") from error
         self._reads = self._supported()
+        self._counts = self._count() is not None
         self.rail, self.missing = self._describe()
 
     def readings(self, stop: threading.Event) -> Iterator[Reading]:
@@ -75,7 +80,7 @@ class NvmlSampler:
         return polled(self.read, self.interval_s, stop)
 
     def read(self) -> dict[str, float]:
-        """All channels now."""
+        """All channels now, but for the counter."""
         values: dict[str, float] = {}
         for channel, get in self._reads.items():
             try:
@@ -87,6 +92,27 @@ class NvmlSampler:
             for name, bit in _REASONS.items():
                 values[THROTTLE + name] = float(bool(int(reasons) & bit))
         return values
+
+    def edge_readings(self) -> Iterator[Reading]:
+        """See `telemetry.CountsAtEdges.edge_readings`."""
+        first = self._count() if self._counts else None
+        if first is None:
+            return
+        yield first
+        while (found := self._count()) is not None:
+            if found.values != first.values:
+                yield found
+                return
+            if found.time_s - first.time_s > _LONGEST_UPDATE_S:
+                return
+
+    def _count(self) -> Reading | None:
+        before = time.monotonic()
+        try:
+            joules = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
+        except self._nvml.NVMLError:
+            return None
+        return Reading((before + time.monotonic()) / 2, {ENERGY + "gpu": joules})
 
     def close(self) -> float:
         """See `telemetry.Sampler.close`."""
@@ -111,7 +137,6 @@ class NvmlSampler:
             lambda: float(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM))
         )
         wanted: dict[str, Callable[[], float]] = {
-            ENERGY + "gpu": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
             POWER + "gpu": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
             TEMPERATURE + "gpu": lambda: float(
                 nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
@@ -138,9 +163,10 @@ class NvmlSampler:
         missing = {}
         if TEMPERATURE + "gpu" not in self._reads:
             missing["temperature"] = f"NVML does not tell that of a {self._name}"
-        for channel, counts in ((ENERGY + "gpu", True), (POWER + "gpu", False)):
-            if channel in self._reads:
-                return Rail(self._name, (channel,), counts, _EXCLUDES), missing
+        if self._counts:
+            return Rail(self._name, (ENERGY + "gpu",), True, _EXCLUDES), missing
+        if POWER + "gpu" in self._reads:
+            return Rail(self._name, (POWER + "gpu",), False, _EXCLUDES), missing
         return None, {**missing, "power": f"NVML does not tell that of a {self._name}"}
 
 

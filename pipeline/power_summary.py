@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,15 @@ from pipeline.power_records import (
     TelemetryRecord,
     TemperatureSummary,
 )
-from pipeline.telemetry import CLOCK, CLOCK_LIMIT, TEMPERATURE, Phase, Recording
+from pipeline.telemetry import (
+    CLOCK,
+    CLOCK_LIMIT,
+    ENERGY,
+    POWER,
+    TEMPERATURE,
+    Phase,
+    Recording,
+)
 
 # The zone that stands for a machine: the junction of a Jetson, else the GPU, else the processor.
 _ZONES = ("tj", "gpu", "package", "cpu", "CPU")
@@ -92,7 +101,14 @@ def _energy(recording: Recording, phase: Phase) -> Energy | str:
         if isinstance(part, str):
             return part
         parts.append(part)
-    return added(parts)
+    energy = added(parts)
+    if rail.counts_energy:
+        # A counter that is read at the edges shows no peak; a meter beside it does.
+        meters = [POWER + channel.removeprefix(ENERGY) for channel in rail.channels]
+        peaks = [max(recording.within(meter, phase), default=None) for meter in meters]
+        if None not in peaks:
+            energy = replace(energy, peak_w=sum(peak for peak in peaks if peak is not None))
+    return energy
 
 
 def _phase_energy(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pipeline.errors import TelemetryError
 
@@ -88,6 +88,14 @@ class Sampler(Protocol):
 
     def close(self) -> float:
         """Ends it and returns the processor seconds that child processes of it have used."""
+
+
+@runtime_checkable
+class CountsAtEdges(Protocol):
+    """A sampler with a counter that is too dear to be read while something is measured."""
+
+    def edge_readings(self) -> Iterator[Reading]:
+        """Yields readings until the counter has moved, so that the last is of its moment."""
 
 
 class NoSampler:
@@ -252,12 +260,16 @@ class Recorder:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Marks what the block does; costs two looks at the clock."""
-        start = self._clock()
+        """Marks what the block does; costs two looks at the clock, or at a counter.
+
+        With a counter the phase begins and ends at moments at which that moved, so the end may be
+        one update of the counter later than the block's.
+        """
+        start = self._edge()
         try:
             yield
         finally:
-            self.recording.phases.append(Phase(name, start, self._clock()))
+            self.recording.phases.append(Phase(name, start, self._edge()))
 
     def latest(self, channel: str) -> float | None:
         """The newest reading of a channel; None while there is none."""
@@ -275,6 +287,18 @@ class Recorder:
         finally:
             self.recording.cpu_s += time.thread_time()
 
+    def _edge(self) -> float:
+        """The moment at which a phase begins or ends."""
+        moment = None
+        if isinstance(self._sampler, CountsAtEdges) and not self._stop.is_set():
+            try:
+                for reading in self._sampler.edge_readings():
+                    self._keep(reading)
+                    moment = reading.time_s
+            except TelemetryError as error:
+                self._ended_early(str(error))
+        return self._clock() if moment is None else moment
+
     def _take(self, reading: Reading) -> None:
         if self._last_s is not None:
             passed = reading.time_s - self._last_s
@@ -283,6 +307,9 @@ class Recorder:
             if passed > _GAP_INTERVALS * self._sampler.interval_s > 0:
                 self.recording.gaps.append((self._last_s, reading.time_s))
         self._last_s = reading.time_s
+        self._keep(reading)
+
+    def _keep(self, reading: Reading) -> None:
         for channel, value in reading.values.items():
             self.recording.times_s.setdefault(channel, []).append(reading.time_s)
             self.recording.values.setdefault(channel, []).append(value)

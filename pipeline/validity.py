@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -128,6 +129,7 @@ def check_activity(
 # --- what the sensors say -----------------------------------------------------------------
 
 _FEWEST_POWER_READINGS = 10
+_MAXIMUM_COUNTER_UNCERTAINTY_PERCENT = 5.0
 _MAXIMUM_SWAP_BYTES = 100e6
 _MAXIMUM_CLOCK_MOVEMENT_PERCENT = 2.0
 _MAXIMUM_WARMING_C = 3.0
@@ -279,11 +281,21 @@ def _moved(readings: list[float]) -> float | None:
 
 
 def check_power_readings(recording: Recording, power: PowerSummary | None) -> Check:
-    """Whether there were enough readings of the power."""
+    """Whether the power was read often enough, or a counter near enough to the edges."""
     name = "enough power readings"
     if power is None:
         return _unknown(name, recording, recording.missing.get("power", "no power was read"))
     decode = next((phase for phase in power.phases if phase.phase == "decode"), None)
+    if recording.rail is not None and recording.rail.counts_energy:
+        if decode is None or decode.energy_j is None or decode.uncertainty_j is None:
+            return Check(name=name, passed=False, detail="decoding was not counted")
+        percent = 100 * decode.uncertainty_j / decode.energy_j if decode.energy_j else math.inf
+        return Check(
+            name=name,
+            passed=percent <= _MAXIMUM_COUNTER_UNCERTAINTY_PERCENT,
+            detail=f"the counter of {power.rail} tells the energy of decoding to {percent:.2g} % "
+            f"(at most {_MAXIMUM_COUNTER_UNCERTAINTY_PERCENT:g} %)",
+        )
     readings = decode.readings if decode else 0
     gaps = f"; {len(recording.gaps)} gaps" if recording.gaps else ""
     return Check(

@@ -2,6 +2,7 @@
 """Benchmarks of a session whose speed the test decides, by a clock that the session turns."""
 
 import gc
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -511,6 +512,50 @@ def test_the_last_phase_is_counted_whichever_it_is() -> None:
     last = record.power.phases[-1]
     assert last.phase == "measure"
     assert last.energy_j == pytest.approx(10.0 * last.seconds), last.missing
+
+
+@dataclass
+class CountingBoard(Board):
+    """A GPU of 100 W at work, 40 idle, whose counter moves every 50 ms and takes 3 to read."""
+
+    rail: Rail | None = field(
+        default_factory=lambda: Rail("GPU", ("energy_j/gpu",), True, "the host")
+    )
+
+    def joules(self, now: float) -> float:
+        update = math.floor((now - 1000.0) / 0.05) * 0.05
+        return 40 * min(update, 3.2) + 100 * max(update - 3.2, 0)
+
+    def edge_readings(self) -> Iterator[Reading]:
+        found: list[Reading] = []
+        while not found or found[-1].values == found[0].values:
+            self.session.now_s += 0.003
+            joules = self.joules(self.session.now_s)
+            found.append(Reading(self.session.now_s, {"energy_j/gpu": joules}))
+        yield found[0]
+        yield found[-1]
+
+    def readings(self, stop: threading.Event) -> Iterator[Reading]:
+        stop.wait()
+        for number in range(int((self.session.now_s - 1000) / self.interval_s)):
+            now = 1000 + number * self.interval_s
+            yield Reading(now, {"power_w/gpu": 100.0 if now > 1003.3 else 40.0})
+
+
+def test_a_counter_that_is_read_at_the_edges_tells_each_phase() -> None:
+    record = measured_on(CountingBoard(FakeSession()))
+    assert record.power is not None
+    phases = {phase.phase: phase for phase in record.power.phases}
+    assert set(phases) == {"idle", "measure", "prefill", "decode"}
+    for name, watts in (("idle", 40), ("prefill", 100), ("decode", 100)):
+        phase = phases[name]
+        assert phase.energy_j is not None
+        assert phase.uncertainty_j is not None
+        assert abs(phase.energy_j - watts * phase.seconds) <= phase.uncertainty_j
+        assert phase.uncertainty_j <= 0.06 * phase.energy_j
+        assert phase.peak_w == watts
+    assert check(record, "enough power readings").passed is True
+    assert "tells the energy of decoding to" in check(record, "enough power readings").detail
 
 
 def test_a_record_with_power_comes_back_as_it_was_written(tmp_path: Path) -> None:
