@@ -13,8 +13,8 @@ from pathlib import Path
 from pipeline import s6_library
 from pipeline.cuda_driver import find_nvidia_library, open_gpu
 from pipeline.cuda_session import CudaSession, refuse_float32, refuse_odd_widths
-from pipeline.errors import PipelineError
-from pipeline.manifest import BundleManifest
+from pipeline.errors import BackendError, PipelineError
+from pipeline.manifest import BundleManifest, EngineOptions
 from pipeline.session import Session
 from pipeline.settings import Progress
 from pipeline.storage import sha256_of
@@ -50,17 +50,21 @@ def why_not_here() -> str | None:
     return None
 
 
-def prepare(
-    _folder: Path, _bundle: Path, manifest: BundleManifest, _max_batch: int, _max_length: int
-) -> None:
+def prepare(_folder: Path, _bundle: Path, manifest: BundleManifest, options: EngineOptions) -> None:
     """Writes nothing, and refuses what cannot run before the weights are read.
 
     Raises:
-        BackendError: There is no GPU, or the model is not one this backend runs.
+        BackendError: There is no GPU, or the model is not one this backend runs, or int8
+            activations are wanted.
         PluginError: libs6.so is missing.
     """
     refuse_float32(manifest.precision)
     refuse_odd_widths(manifest.architecture)
+    if options.activations == "int8":
+        raise BackendError(
+            "the cuda backend multiplies float16 activations",
+            fix="build without --activations int8",
+        )
     s6_library.load_library()
 
 
@@ -68,8 +72,7 @@ def open_session(
     _folder: Path,
     bundle: Path,
     manifest: BundleManifest,
-    max_batch: int,
-    max_length: int,
+    options: EngineOptions,
     _threads: int | None,
     progress: Progress,
 ) -> Session:
@@ -79,7 +82,9 @@ def open_session(
         BackendError: There is no GPU, a library is missing, or the weights do not fit.
         PluginError: libs6.so is missing, or was built for another GPU.
     """
-    return CudaSession(bundle, manifest.architecture, max_batch, max_length, progress)
+    return CudaSession(
+        bundle, manifest.architecture, options.max_batch, options.max_length, progress
+    )
 
 
 def versions() -> dict[str, str]:
@@ -103,6 +108,11 @@ def target() -> dict[str, str]:
     }
 
 
-def tolerance(_manifest: BundleManifest) -> float:
+def tolerance(_manifest: BundleManifest, _options: EngineOptions) -> float:
     """By how much prefill and steps may differ, as a share of the largest logit (or of 1)."""
     return _TOLERANCE
+
+
+def rounds_activations(_manifest: BundleManifest, _options: EngineOptions) -> bool:
+    """Whether products take activations of 8 bits."""
+    return False

@@ -17,6 +17,9 @@ from pipeline.weights import WEIGHT_FILE
 class TorchSession:
     """Runs `model.Mamba` on the CPU; see `session.Session`.
 
+    Attributes:
+        model: The model.
+
     Args:
         model: The model, in float32.
     """
@@ -24,12 +27,12 @@ class TorchSession:
     backend = "torch"
 
     def __init__(self, model: Mamba) -> None:
-        self._model = model.eval()
+        self.model = model.eval()
 
     @property
     def architecture(self) -> MambaArchitecture:
         """Sizes of the loaded model."""
-        return self._model.architecture
+        return self.model.architecture
 
     def prefill(
         self, token_ids: TokenIds, state: State | None = None, *, all_logits: bool = False
@@ -39,7 +42,7 @@ class TorchSession:
         if state is not None:
             before = ModelState(torch.from_numpy(state.conv), torch.from_numpy(state.ssm))
         with torch.inference_mode():
-            logits, after = self._model(torch.from_numpy(token_ids), before)
+            logits, after = self.model(torch.from_numpy(token_ids), before)
         wanted = logits if all_logits else logits[:, -1]
         return wanted.numpy(), State(after.conv.numpy(), after.ssm.numpy())
 
