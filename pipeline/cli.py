@@ -659,7 +659,8 @@ def _add_build(verbs: Any) -> None:
         "--activations",
         choices=("float", "int8"),
         help="what packed matrices are multiplied with: float, activations as they come; int8, "
-        "rounded to 8 bits, which is faster on a CPU (default: int8 on onnxruntime, else float)",
+        "rounded to 8 bits, on cuda in a prefill's large products with int8 weights (default: "
+        "int8 on onnxruntime, else float; docs/quantisation.md has what it costs and gains)",
     )
     parser.add_argument(
         "--plugin",

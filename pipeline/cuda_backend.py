@@ -13,7 +13,8 @@ from pathlib import Path
 from pipeline import s6_library
 from pipeline.cuda_driver import find_nvidia_library, open_gpu
 from pipeline.cuda_session import CudaSession, refuse_float32, refuse_odd_widths
-from pipeline.errors import BackendError, PipelineError
+from pipeline.errors import PipelineError
+from pipeline.int8_activations import refuse_other_weights
 from pipeline.manifest import BundleManifest, EngineOptions
 from pipeline.session import Session
 from pipeline.settings import Progress
@@ -25,6 +26,8 @@ DEFAULT_MAX_LENGTH = 2048
 
 # Prefill rounds activations to float16 between products; a step keeps them in float32.
 _TOLERANCE = 3e-2
+# A prefill with int8 activations rounds to 8 bits, by groups; a step does not.
+_TOLERANCE_INT8 = 1e-1
 
 
 def why_not(bundle: BundleManifest) -> str | None:
@@ -54,17 +57,14 @@ def prepare(_folder: Path, _bundle: Path, manifest: BundleManifest, options: Eng
     """Writes nothing, and refuses what cannot run before the weights are read.
 
     Raises:
-        BackendError: There is no GPU, or the model is not one this backend runs, or int8
-            activations are wanted.
+        BackendError: There is no GPU, or the model is not one this backend runs, or not with
+            int8 activations where they are wanted.
         PluginError: libs6.so is missing.
     """
     refuse_float32(manifest.precision)
     refuse_odd_widths(manifest.architecture)
     if options.activations == "int8":
-        raise BackendError(
-            "the cuda backend multiplies float16 activations",
-            fix="build without --activations int8",
-        )
+        refuse_other_weights(manifest)
     s6_library.load_library()
 
 
@@ -83,7 +83,12 @@ def open_session(
         PluginError: libs6.so is missing, or was built for another GPU.
     """
     return CudaSession(
-        bundle, manifest.architecture, options.max_batch, options.max_length, progress
+        bundle,
+        manifest.architecture,
+        options.max_batch,
+        options.max_length,
+        progress,
+        activations=options.activations,
     )
 
 
@@ -108,11 +113,11 @@ def target() -> dict[str, str]:
     }
 
 
-def tolerance(_manifest: BundleManifest, _options: EngineOptions) -> float:
+def tolerance(_manifest: BundleManifest, options: EngineOptions) -> float:
     """By how much prefill and steps may differ, as a share of the largest logit (or of 1)."""
-    return _TOLERANCE
+    return _TOLERANCE_INT8 if options.activations == "int8" else _TOLERANCE
 
 
-def rounds_activations(_manifest: BundleManifest, _options: EngineOptions) -> bool:
+def rounds_activations(_manifest: BundleManifest, options: EngineOptions) -> bool:
     """Whether products take activations of 8 bits."""
-    return False
+    return options.activations == "int8"

@@ -83,7 +83,7 @@ def prepare(folder: Path, bundle: Path, manifest: BundleManifest, options: Engin
     if options.activations == "int8":
         raise BackendError(
             "TensorRT multiplies float16 activations",
-            fix="build without --activations int8",
+            fix="build without --activations int8, or with --backend cuda",
         )
     gpu = open_gpu()
     s6_library.load_library()
