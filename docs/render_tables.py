@@ -315,6 +315,79 @@ def _interval(measured: dict[str, float] | None, form: str) -> str:
     return f"{measured['value']:{form}} ({measured['low']:{form}} … {measured['high']:{form}})"
 
 
+def int8_activations() -> str:
+    """What int8 activations cost, by how many inputs share a scale."""
+    document = json.loads((MEASUREMENTS / "int8_activations.json").read_text())
+    models = document["rows"]
+    lines = [
+        "Change of perplexity against float16 weights in percent and its interval, as above; "
+        f"measured on {document['date']} on {document['machine']}, {models[0]['tokens']:,} "
+        "held-out tokens.",
+        "Raw rows: [`int8_activations.json`]({docs}measurements/int8_activations.json), made by "
+        f"`{document['command']}`.",
+        "",
+        "| int8 weights, activations | "
+        + " | ".join(f"{model['parameters'] / 1e6:.1f} M" for model in models)
+        + " |",
+        "|---" * (1 + len(models)) + "|",
+    ]
+    for index, row in enumerate(models[0]["rows"][1:], start=1):
+        name = "float32" if row["name"] == "int8 weights" else f"int8, {row['name']}"
+        cells = [
+            _interval(model["rows"][index]["perplexity_change_percent"], "+.2f") for model in models
+        ]
+        built = row["name"].startswith("groups")
+        lines.append(f"| {f'**{name}**' if built else name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| inputs of | model | largest of a token over its root mean square: median, 99th "
+        "percentile, largest | error of rounding over signal, %: groups of 128 | one scale "
+        "| after Hadamard |",
+        "|---|---|---|---|---|---|",
+    ]
+    for product in models[0]["inputs"]:
+        for model in models:
+            found = model["inputs"][product]
+            peaks = (found[f"peak_{key}"] for key in ("median", "99_percent", "largest"))
+            errors = (found[f"error_{key}_pct"] for key in ("groups", "tokens", "rotated"))
+            cells = [
+                product.removesuffix(".weight"),
+                f"{model['parameters'] / 1e6:.1f} M",
+                ", ".join(f"{peak:.1f}" for peak in peaks),
+                *(f"{error:.2f}" for error in errors),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def prefill_w8a8() -> str:
+    """A prefill with int8 activations beside float16 ones, and its two large products."""
+    document = json.loads((MEASUREMENTS / "prefill_w8a8.json").read_text())
+    by_model: dict[str, dict[str, Any]] = {}
+    for row in document["rows"]:
+        by_model.setdefault(row["model"], {})[row["precision"]] = row
+    lines = [
+        f"Measured on {document['date']} on one {document['gpu']}: 2,048 tokens, batch 1, random "
+        "weights in the published shapes, as a replayed CUDA graph.",
+        "Raw rows: [`prefill_w8a8.json`]({docs}measurements/prefill_w8a8.json), made by "
+        f"`{document['command']}`.",
+        "",
+        "| ms; in brackets µs a block for norm + in_proj, rounding + out_proj | fp16 "
+        "| int8 weights | int8 weights and activations | against int8 weights |",
+        "|---|---|---|---|---|",
+    ]
+    for model, of in by_model.items():
+        cells = []
+        for precision in ("fp16", "int8", "w8a8"):
+            phases = of[precision]["phase_us_per_layer"]
+            into = phases["norm"] + phases["in_proj"]
+            out = phases.get("rounding", 0.0) + phases["out_proj"]
+            cells.append(f"{of[precision]['prefill_ms']:.3g} ({into:.0f}, {out:.0f})")
+        change = of["w8a8"]["prefill_ms"] / of["int8"]["prefill_ms"] - 1
+        lines.append(f"| {model} | " + " | ".join(cells) + f" | {change:+.0%} |")
+    return "\n".join(lines)
+
+
 def sizes() -> str:
     """Sizes of the published shapes, computed."""
     document = json.loads((MEASUREMENTS / "sizes.json").read_text())
@@ -495,6 +568,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tensorrt": tensorrt,
     "quality": quality,
     "quality_by_size": quality_by_size,
+    "int8_activations": int8_activations,
+    "prefill_w8a8": prefill_w8a8,
     "sizes": sizes,
     "conversion": conversion,
     "serve_load": serve_load,

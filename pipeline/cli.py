@@ -171,6 +171,7 @@ def _run_build(args: argparse.Namespace) -> None:
             args.max_length,
             progress,
             fall_back=args.fall_back,
+            activations=args.activations,
         )
     _say(
         f"{args.output}: engine for {manifest.backend} ({manifest.backend_reason}) on "
@@ -653,6 +654,13 @@ def _add_build(verbs: Any) -> None:
         "--fall-back",
         action="store_true",
         help="where the backend asked for does not run here, take what auto would, and say why",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=("float", "int8"),
+        help="what packed matrices are multiplied with: float, activations as they come; int8, "
+        "rounded to 8 bits, on cuda in a prefill's large products with int8 weights (default: "
+        "int8 on onnxruntime, else float; docs/quantisation.md has what it costs and gains)",
     )
     parser.add_argument(
         "--plugin",

@@ -14,7 +14,8 @@ from pipeline import s6_library
 from pipeline.cuda_driver import find_nvidia_library, open_gpu
 from pipeline.cuda_session import CudaSession, refuse_float32, refuse_odd_widths
 from pipeline.errors import PipelineError
-from pipeline.manifest import BundleManifest
+from pipeline.int8_activations import refuse_other_weights
+from pipeline.manifest import BundleManifest, EngineOptions
 from pipeline.session import Session
 from pipeline.settings import Progress
 from pipeline.storage import sha256_of
@@ -25,6 +26,8 @@ DEFAULT_MAX_LENGTH = 2048
 
 # Prefill rounds activations to float16 between products; a step keeps them in float32.
 _TOLERANCE = 3e-2
+# A prefill with int8 activations rounds to 8 bits, by groups; a step does not.
+_TOLERANCE_INT8 = 1e-1
 
 
 def why_not(bundle: BundleManifest) -> str | None:
@@ -50,17 +53,18 @@ def why_not_here() -> str | None:
     return None
 
 
-def prepare(
-    _folder: Path, _bundle: Path, manifest: BundleManifest, _max_batch: int, _max_length: int
-) -> None:
+def prepare(_folder: Path, _bundle: Path, manifest: BundleManifest, options: EngineOptions) -> None:
     """Writes nothing, and refuses what cannot run before the weights are read.
 
     Raises:
-        BackendError: There is no GPU, or the model is not one this backend runs.
+        BackendError: There is no GPU, or the model is not one this backend runs, or not with
+            int8 activations where they are wanted.
         PluginError: libs6.so is missing.
     """
     refuse_float32(manifest.precision)
     refuse_odd_widths(manifest.architecture)
+    if options.activations == "int8":
+        refuse_other_weights(manifest)
     s6_library.load_library()
 
 
@@ -68,8 +72,7 @@ def open_session(
     _folder: Path,
     bundle: Path,
     manifest: BundleManifest,
-    max_batch: int,
-    max_length: int,
+    options: EngineOptions,
     _threads: int | None,
     progress: Progress,
 ) -> Session:
@@ -79,7 +82,14 @@ def open_session(
         BackendError: There is no GPU, a library is missing, or the weights do not fit.
         PluginError: libs6.so is missing, or was built for another GPU.
     """
-    return CudaSession(bundle, manifest.architecture, max_batch, max_length, progress)
+    return CudaSession(
+        bundle,
+        manifest.architecture,
+        options.max_batch,
+        options.max_length,
+        progress,
+        activations=options.activations,
+    )
 
 
 def versions() -> dict[str, str]:
@@ -103,6 +113,11 @@ def target() -> dict[str, str]:
     }
 
 
-def tolerance(_manifest: BundleManifest) -> float:
+def tolerance(_manifest: BundleManifest, options: EngineOptions) -> float:
     """By how much prefill and steps may differ, as a share of the largest logit (or of 1)."""
-    return _TOLERANCE
+    return _TOLERANCE_INT8 if options.activations == "int8" else _TOLERANCE
+
+
+def rounds_activations(_manifest: BundleManifest, options: EngineOptions) -> bool:
+    """Whether products take activations of 8 bits."""
+    return options.activations == "int8"

@@ -9,7 +9,7 @@ of the block but `out_proj` have been used, so their places can be filled for th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from pipeline.cuda_driver import Gpu, Stream
 from pipeline.cuda_weights import DeviceMatrix, DeviceWeights, layer_at
@@ -33,15 +33,23 @@ class HalfWeights:
         stream: The stream of the products.
         weights: The weights as stored.
         n_layer: Number of blocks.
+        never_taken: Matrices of a block for which no room is wanted.
     """
 
-    def __init__(self, gpu: Gpu, stream: Stream, weights: DeviceWeights, n_layer: int) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        stream: Stream,
+        weights: DeviceWeights,
+        n_layer: int,
+        never_taken: Collection[str] = (),
+    ) -> None:
         self._main, self._n_layer = stream, n_layer
         self._matrices = weights.matrices
         self._offsets: dict[str, int] = {}
         size = 0
         for name in (*IN_TO_STEP, *OUT):
-            if self._matrices[name].bits != 16:
+            if self._matrices[name].bits != 16 and name not in never_taken:
                 self._offsets[name] = size
                 size += -(-self._matrices[name].half_bytes // _ALIGNMENT) * _ALIGNMENT
         head = self._matrices["head.weight"]

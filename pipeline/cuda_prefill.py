@@ -3,6 +3,9 @@
 
 Token ids, states and logits lie at fixed addresses, so that a stretch of a length that comes
 again is a CUDA graph of its own and costs the host one call.
+
+With int8 activations the two large products of a block are libs6.so's as well: they read the
+weights' codes as they are stored, so nothing is unpacked for them.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from pipeline.cuda_repeats import Repeats
 from pipeline.cuda_stretch_state import StretchState
 from pipeline.cuda_weights import DeviceWeights, layer_at
 from pipeline.gpu_parts import LogitsPart
+from pipeline.int8_activations import PRODUCTS
+from pipeline.manifest import Activations
 from pipeline.s6_library import CausalConv1dProblem, SelectiveScanProblem, call
 from pipeline.s6_prefill import (
     FEW_TOKENS,
@@ -25,6 +30,8 @@ from pipeline.s6_prefill import (
     VECTOR_COLUMNS,
     AddRmsNormProblem,
     EmbeddingRowsProblem,
+    Int8LinearProblem,
+    QuantiseRowsProblem,
     QuantLinearProblem,
     SliceNormsProblem,
 )
@@ -45,7 +52,9 @@ def activation_layout(architecture: MambaArchitecture, tokens: int) -> tuple[dic
     """Offset of each activation of some tokens in one piece of memory, and its size in bytes.
 
     The norm's output is dead when the step sizes ("delta") are written, and has the same place. The
-    scan writes its output over the half of in_proj's output that the convolution has read.
+    scan writes its output over the half of in_proj's output that the convolution has read. Codes of
+    int8 activations, followed by their scales, take the place of the norm's output and, after the
+    scan, of its input ("u"); they are smaller.
     """
     a = architecture
     rows = {
@@ -68,6 +77,11 @@ def narrow_row(architecture: MambaArchitecture) -> int:
     return -(-(architecture.dt_rank + 2 * architecture.d_state) // 8) * 8
 
 
+def _scales_after(codes: int, tokens: int, columns: int) -> int:
+    """Address of the float32 scales of int8 activations, which follow their codes."""
+    return codes + tokens * columns
+
+
 class Prefill:
     """Reads stretches of text by cuBLAS and libs6.so; see `gpu_parts.Reader`.
 
@@ -86,6 +100,8 @@ class Prefill:
         architecture: Sizes of the model.
         weights: On the GPU.
         max_tokens: The most tokens of one stretch, over all texts.
+        activations: "int8" rounds them for the products that `int8_activations` names; the caller
+            has checked that the weights allow it. Otherwise all are float16.
     """
 
     def __init__(
@@ -95,11 +111,15 @@ class Prefill:
         architecture: MambaArchitecture,
         weights: DeviceWeights,
         max_tokens: int,
+        activations: Activations | None = None,
     ) -> None:
         self._gpu, self._stream, self._architecture = gpu, stream, architecture
         self._stored = weights
         self.cublas = Cublas(gpu, stream)
-        self.weights = HalfWeights(gpu, stream, weights, architecture.n_layer)
+        self._int8_products = PRODUCTS if activations == "int8" else ()
+        self.weights = HalfWeights(
+            gpu, stream, weights, architecture.n_layer, never_taken=self._int8_products
+        )
         self.logit_rows = min(max_tokens, _LOGIT_ROWS)
         offsets, size = activation_layout(architecture, max_tokens)
         logit_bytes = _FLOAT * self.logit_rows * architecture.vocab_size
@@ -189,10 +209,15 @@ class Prefill:
     def _block(self, layer: int, batch: int, length: int, mark: Mark) -> None:
         a, d, tokens = self._architecture, self._architecture.d_inner, batch * length
         row = narrow_row(a)
+        takes_codes = bool(self._int8_products) and tokens > FEW_TOKENS
         mark("norm")
-        self._norm(self._vector("norm.weight", layer), self._x, a.d_model, tokens)
+        weight = self._vector("norm.weight", layer)
+        self._norm(weight, self._x, a.d_model, tokens, to_codes=takes_codes)
         mark("in_proj")
-        self._product("in_proj.weight", layer, tokens, self._hidden, a.d_model, self._xz, 2 * d)
+        if takes_codes:
+            self._int8_product("in_proj.weight", layer, tokens, self._hidden, self._xz)
+        else:
+            self._product("in_proj.weight", layer, tokens, self._hidden, a.d_model, self._xz, 2 * d)
         mark("convolution")
         self._convolve(layer, batch, length)
         mark("x_proj")
@@ -214,11 +239,17 @@ class Prefill:
             self.weights.unpack_meanwhile(layer)
         mark("scan")
         self._scan(layer, batch, length)
-        mark("out_proj")
         # The product adds to the residual itself, in float32.
-        self._product(
-            "out_proj.weight", layer, tokens, self._xz, 2 * d, self._x, a.d_model, add=True
-        )
+        if takes_codes:
+            mark("rounding")
+            self._round(self._xz, 2 * d, tokens, d, self._u)
+            mark("out_proj")
+            self._int8_product("out_proj.weight", layer, tokens, self._u, self._x, add=True)
+        else:
+            mark("out_proj")
+            self._product(
+                "out_proj.weight", layer, tokens, self._xz, 2 * d, self._x, a.d_model, add=True
+            )
 
     def _convolve(self, layer: int, batch: int, length: int) -> None:
         a = self._architecture
@@ -310,12 +341,60 @@ class Prefill:
                 )
                 self.cublas.enqueue(product)
 
-    def _norm(self, weight: int, x: int, x_row: int, rows: int) -> None:
-        a = self._architecture
+    def _norm(self, weight: int, x: int, x_row: int, rows: int, *, to_codes: bool = False) -> None:
+        a, y = self._architecture, self._hidden
         problem = AddRmsNormProblem(
-            rows=rows, m=a.d_model, eps=a.norm_eps, x=x, weight=weight, y=self._hidden, x_row=x_row
+            rows=rows,
+            m=a.d_model,
+            eps=a.norm_eps,
+            x=x,
+            weight=weight,
+            y=y,
+            x_row=x_row,
+            y_scales=_scales_after(y, rows, a.d_model) if to_codes else None,
         )
         call("s6_add_rms_norm", problem, self._stream.handle)
+
+    def _round(self, x: int, x_row: int, tokens: int, columns: int, codes: int) -> None:
+        """Writes the codes and scales of float16 rows."""
+        problem = QuantiseRowsProblem(
+            tokens=tokens,
+            columns=columns,
+            x=x,
+            codes=codes,
+            scales=_scales_after(codes, tokens, columns),
+            x_row=x_row,
+        )
+        call("s6_quantise_rows", problem, self._stream.handle)
+
+    def _int8_product(
+        self, name: str, layer: int, tokens: int, codes: int, y: int, *, add: bool = False
+    ) -> None:
+        """One matrix of a block times int8 activations.
+
+        Args:
+            name: Of the matrix.
+            layer: Of the block.
+            tokens: Rows of activations and y.
+            codes: Address of (tokens, columns) int8; their scales follow.
+            y: Address of (tokens, rows) float16, or float32 if `add`.
+            add: Whether y is added to.
+        """
+        matrix = self._stored.matrices[name]
+        problem = Int8LinearProblem(
+            tokens=tokens,
+            rows=matrix.rows,
+            columns=matrix.columns,
+            group_size=matrix.group_size,
+            y_dtype=FLOAT32 if add else FLOAT16,
+            add=int(add),
+            weight=layer_at(matrix.data, matrix.layer_bytes, layer),
+            weight_scales=layer_at(matrix.scales, matrix.layer_bytes, layer),
+            codes=codes,
+            scales=_scales_after(codes, tokens, matrix.columns),
+            y=y,
+        )
+        call("s6_int8_linear", problem, self._stream.handle)
 
     def _product(
         self,

@@ -12,7 +12,7 @@ from pipeline.cuda_prefill import Prefill
 from pipeline.cuda_weights import upload
 from pipeline.errors import BackendError, PluginError
 from pipeline.gpu_session import GpuSession
-from pipeline.manifest import Precision
+from pipeline.manifest import Activations, Precision
 from pipeline.s6_decode import MAX_BATCH
 from pipeline.s6_library import call, find_library
 from pipeline.s6_prefill import FLOAT16, FLOAT32, ConvertProblem
@@ -31,6 +31,7 @@ class CudaSession(GpuSession):
         max_batch: Texts at once.
         max_length: Tokens of one prefill over all texts; longer stretches are read in pieces.
         progress: Told bytes of weights that are there and bytes in all.
+        activations: See `cuda_prefill.Prefill`.
 
     Raises:
         ModuleNotFoundError: The package cuda-bindings is not installed.
@@ -46,13 +47,17 @@ class CudaSession(GpuSession):
         max_batch: int,
         max_length: int,
         progress: Progress = no_progress,
+        *,
+        activations: Activations | None = None,
     ) -> None:
         refuse_odd_widths(architecture)
         gpu = open_gpu()
         stream = gpu.new_stream()
         refuse_foreign_library(gpu, stream)
         weights = upload(gpu, stream, bundle, architecture, progress)
-        prefill = Prefill(gpu, stream, architecture, weights, max(max_length, MAX_BATCH))
+        prefill = Prefill(
+            gpu, stream, architecture, weights, max(max_length, MAX_BATCH), activations
+        )
         stepper = WholeTokenStepper(gpu, stream, architecture, weights, prefill)
         super().__init__("cuda", gpu, stream, architecture, weights, prefill, stepper, max_batch)
         self._cublas = prefill.cublas

@@ -16,9 +16,11 @@ from pipeline.board import read_board
 from pipeline.errors import ArtifactNotFoundError, BackendError, EngineMismatchError, UsageError
 from pipeline.manifest import (
     MANIFEST_FILE,
+    Activations,
     Backend,
     BundleManifest,
     EngineManifest,
+    EngineOptions,
     SelfTest,
     describe_files,
     now,
@@ -38,7 +40,9 @@ BackendChoice = Literal["auto", "cuda", "tensorrt", "onnxruntime"]
 
 DEFAULT_MAX_BATCH = 8
 
-_SELF_TEST_TOKENS = 8
+# More than a GPU multiplies by the kernel for a few (`s6_prefill.FEW_TOKENS`), so that a prefill
+# is asked as it will be used.
+_SELF_TEST_TOKENS = 12
 
 
 class BackendModule(Protocol):
@@ -52,7 +56,7 @@ class BackendModule(Protocol):
 
     @staticmethod
     def prepare(
-        folder: Path, bundle: Path, manifest: BundleManifest, max_batch: int, max_length: int, /
+        folder: Path, bundle: Path, manifest: BundleManifest, options: EngineOptions, /
     ) -> None:
         """Writes the files of an engine."""
 
@@ -61,8 +65,7 @@ class BackendModule(Protocol):
         folder: Path,
         bundle: Path,
         manifest: BundleManifest,
-        max_batch: int,
-        max_length: int,
+        options: EngineOptions,
         threads: int | None,
         progress: Progress,
         /,
@@ -78,8 +81,12 @@ class BackendModule(Protocol):
         """What the engine is bound to and checked against when it is loaded."""
 
     @staticmethod
-    def tolerance(manifest: BundleManifest, /) -> float:
+    def tolerance(manifest: BundleManifest, options: EngineOptions, /) -> float:
         """By how much prefill and steps may differ, as a share of the largest logit."""
+
+    @staticmethod
+    def rounds_activations(manifest: BundleManifest, options: EngineOptions, /) -> bool:
+        """Whether products take activations of 8 bits."""
 
 
 # What "auto" takes, the fastest that was measured first; the last one runs everywhere.
@@ -147,6 +154,7 @@ def build(
     progress: Progress = no_progress,
     *,
     fall_back: bool = False,
+    activations: Activations | None = None,
 ) -> EngineManifest:
     """Builds an engine and asks it a question before it appears under its name.
 
@@ -159,6 +167,7 @@ def build(
             what suits the backend.
         progress: Told bytes of weights that are loaded and bytes in all.
         fall_back: Whether another backend will do where the wanted one does not run.
+        activations: See `EngineOptions`.
 
     Returns:
         The manifest that was written.
@@ -175,13 +184,16 @@ def build(
     chosen, reason = choose_backend(backend, manifest, fall_back=fall_back)
     logger.info("backend %s (%s)", chosen, reason)
     module = _module_of(chosen)
-    max_length = max_length or module.DEFAULT_MAX_LENGTH
+    options = EngineOptions(max_batch, max_length or module.DEFAULT_MAX_LENGTH, activations)
     weights = manifest.files[WEIGHT_FILE]
     with new_folder(output, marker=MANIFEST_FILE) as folder:
         with storage_errors(output):
-            module.prepare(folder, bundle, manifest, max_batch, max_length)
-        session = module.open_session(
-            folder, bundle, manifest, max_batch, max_length, None, progress
+            module.prepare(folder, bundle, manifest, options)
+        session = module.open_session(folder, bundle, manifest, options, None, progress)
+        self_test = _ask(
+            session,
+            module.tolerance(manifest, options),
+            rounds_activations=module.rounds_activations(manifest, options),
         )
         engine = EngineManifest(
             created=now(),
@@ -193,12 +205,13 @@ def build(
             model_name=manifest.source["name"],
             weights_sha256=weights.sha256,
             weights_bytes=weights.bytes,
-            max_batch=max_batch,
-            max_length=max_length,
+            max_batch=options.max_batch,
+            max_length=options.max_length,
+            activations=options.activations,
             machine=_this_machine(),
             target=module.target(),
             versions=module.versions(),
-            self_test=_ask(session, module.tolerance(manifest)),
+            self_test=self_test,
             files=describe_files(folder),
         )
         write_manifest(folder, engine)
@@ -224,13 +237,7 @@ def load_engine(
     module = _module_of(manifest.backend)
     _refuse_other_target(folder, manifest, module.target())
     session = module.open_session(
-        folder,
-        bundle,
-        bundle_manifest,
-        manifest.max_batch,
-        manifest.max_length,
-        threads,
-        progress,
+        folder, bundle, bundle_manifest, manifest.options, threads, progress
     )
     has_tokenizer = (bundle / "tokenizer.json").is_file()
     tokenizer = Tokenizer(bundle) if has_tokenizer else None
@@ -257,7 +264,11 @@ def _refuse_other_target(folder: Path, manifest: EngineManifest, target: dict[st
 
 def _rebuild(folder: Path, manifest: EngineManifest) -> str:
     bundle = os.path.normpath(folder / manifest.bundle)
-    return f"build again: mamba-orin build {bundle} --output {folder} --backend {manifest.backend}"
+    activations = f" --activations {manifest.activations}" if manifest.activations else ""
+    return (
+        f"build again: mamba-orin build {bundle} --output {folder} --backend {manifest.backend}"
+        f"{activations}"
+    )
 
 
 def find_bundle(folder: Path, manifest: EngineManifest) -> Path:
@@ -297,12 +308,16 @@ def _this_machine() -> dict[str, str]:
     }
 
 
-def _ask(session: Session, tolerance: float) -> SelfTest:
+def _ask(session: Session, tolerance: float, *, rounds_activations: bool) -> SelfTest:
     """Reads a few tokens at once and one by one; both must come to the same logits.
 
     Args:
         session: The model.
         tolerance: Difference that is let pass, as a share of the largest logit (or of 1).
+        rounds_activations: Whether products take activations of 8 bits.
+
+    Raises:
+        BackendError: They do not.
     """
     vocab_size = session.architecture.vocab_size
     token_ids = [(7 * i + 1) % vocab_size for i in range(_SELF_TEST_TOKENS)]
@@ -314,8 +329,15 @@ def _ask(session: Session, tolerance: float) -> SelfTest:
         one_by_one, state = session.step(ids[:, position], state)
     difference = float(np.abs(at_once - one_by_one).max())
     if not difference <= tolerance * max(1.0, float(np.abs(at_once).max())):
+        found = f"prefill and single steps differ by {difference:.3g}"
+        if rounds_activations:
+            # Where it does, both are as far from the model as from each other.
+            raise BackendError(
+                f"{found}: this model magnifies what rounding activations to 8 bits does to them",
+                fix="build with --activations float, which is slower",
+            )
         raise BackendError(
-            f"the engine contradicts itself: prefill and single steps differ by {difference:.3g}",
+            f"the engine contradicts itself: {found}",
             fix="this is a fault of the backend on this machine; please report it with the output "
             "of 'mamba-orin board --json'",
         )

@@ -10,6 +10,7 @@ SHA-256 of every other file; loading checks each, so a half-written or changed f
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,6 +34,8 @@ TOKENIZER_FILES = (
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 Backend = Literal["onnxruntime", "cuda", "tensorrt"]
+# What activations are where packed matrices are multiplied with many of them.
+Activations = Literal["float", "int8"]
 
 SCHEMA_VERSION = 1
 
@@ -128,6 +131,22 @@ class SelfTest(BaseModel):
     logprob: float
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a user may choose about an engine beside its bundle and backend.
+
+    Attributes:
+        max_batch: Texts at once.
+        max_length: Tokens of one prefill call; longer prompts are read in pieces.
+        activations: "float" as they come, "int8" rounded; None what suits the backend: int8 for
+            packed matrices on a CPU, else float.
+    """
+
+    max_batch: int
+    max_length: int
+    activations: Activations | None = None
+
+
 class EngineManifest(_Manifest):
     """What an engine was built from, for which machine, by which versions.
 
@@ -138,8 +157,9 @@ class EngineManifest(_Manifest):
         model_name: Name of the checkpoint, for people.
         weights_sha256: Hash of the weight file; the same in every engine of a model.
         weights_bytes: Its size.
-        max_batch: Texts at once.
-        max_length: Tokens of one prefill call; longer prompts are read in pieces.
+        max_batch: See `EngineOptions`.
+        max_length: Likewise.
+        activations: Likewise.
         machine: Identity of the machine that built it.
         target: What it is bound to, for example a GPU; with another it is refused.
         versions: Version of every library the engine depends on.
@@ -155,10 +175,16 @@ class EngineManifest(_Manifest):
     weights_bytes: int
     max_batch: int
     max_length: int
+    activations: Activations | None = None
     machine: dict[str, str]
     target: dict[str, str] = {}
     versions: dict[str, str]
     self_test: SelfTest
+
+    @property
+    def options(self) -> EngineOptions:
+        """What was chosen when it was built."""
+        return EngineOptions(self.max_batch, self.max_length, self.activations)
 
 
 def now() -> str:

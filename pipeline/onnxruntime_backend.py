@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from pipeline.manifest import BundleManifest
+from pipeline.errors import BackendError
+from pipeline.manifest import BundleManifest, EngineOptions
 from pipeline.onnx_export import export_graphs
 from pipeline.onnxruntime_session import VERSION, OnnxRuntimeSession
 from pipeline.session import Session
@@ -20,13 +21,15 @@ DEFAULT_MAX_LENGTH = 128
 
 # ONNX Runtime's MatMulNBits at this level rounds activations to 8 bits, by groups, and multiplies
 # integers. docs/quantisation.md has what that costs and what it saves.
-_ACCURACY_LEVEL = 4
+_LEVEL_INT8 = 4
+# At this one it multiplies float32 activations.
+_LEVEL_FLOAT = 0
 
 # Prefill and single steps do the same arithmetic in another order. Where activations are rounded
 # to 8 bits, the order decides now and then which way one is rounded: of the largest logit, 2 %
 # was the most that was seen.
 _TOLERANCE = 1e-3
-_TOLERANCE_PACKED = 1e-1
+_TOLERANCE_INT8 = 1e-1
 
 
 def why_not(_bundle: BundleManifest) -> str | None:
@@ -34,17 +37,25 @@ def why_not(_bundle: BundleManifest) -> str | None:
     return None
 
 
-def prepare(
-    folder: Path, bundle: Path, manifest: BundleManifest, _max_batch: int, _max_length: int
-) -> None:
-    """Writes the graphs of an engine into its folder."""
+def prepare(folder: Path, bundle: Path, manifest: BundleManifest, options: EngineOptions) -> None:
+    """Writes the graphs of an engine into its folder.
+
+    Raises:
+        BackendError: Activations of 8 bits are wanted, and no matrix is packed.
+    """
+    if options.activations == "int8" and manifest.quantisation is None:
+        raise BackendError(
+            f"int8 activations need packed weights; the bundle holds {manifest.precision}",
+            fix="convert with --precision int8, or build without --activations int8",
+        )
+    level = _LEVEL_INT8 if rounds_activations(manifest, options) else _LEVEL_FLOAT
     # ONNX Runtime has no half-precision matrix product on the CPU: widen once, at load.
     export_graphs(
         folder,
         manifest.architecture,
         read_places(bundle / WEIGHT_FILE),
         activation="float32",
-        accuracy_level=_ACCURACY_LEVEL,
+        accuracy_level=level,
     )
 
 
@@ -52,8 +63,7 @@ def open_session(
     folder: Path,
     bundle: Path,
     manifest: BundleManifest,
-    max_batch: int,
-    max_length: int,
+    options: EngineOptions,
     threads: int | None,
     _progress: Progress,
 ) -> Session:
@@ -66,8 +76,8 @@ def open_session(
         folder,
         bundle,
         manifest.architecture,
-        max_batch,
-        max_length,
+        options.max_batch,
+        options.max_length,
         threads or default_threads(),
         pack_for_prefill=manifest.quantisation is not None,
     )
@@ -83,6 +93,11 @@ def target() -> dict[str, str]:
     return {}
 
 
-def tolerance(manifest: BundleManifest) -> float:
+def tolerance(manifest: BundleManifest, options: EngineOptions) -> float:
     """By how much prefill and steps may differ, as a share of the largest logit (or of 1)."""
-    return _TOLERANCE if manifest.quantisation is None else _TOLERANCE_PACKED
+    return _TOLERANCE_INT8 if rounds_activations(manifest, options) else _TOLERANCE
+
+
+def rounds_activations(manifest: BundleManifest, options: EngineOptions) -> bool:
+    """Whether products take activations of 8 bits."""
+    return manifest.quantisation is not None and options.activations != "float"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What libs6.so does around a prefill's products and scans, small products, and sampling.
 
-The structures mirror include/s6/prefill.h, quant_linear.h and sample.h field by field; addresses
-are of the GPU. Importing this loads nothing heavy.
+The structures mirror include/s6/prefill.h, quant_linear.h, int8_linear.h and sample.h field by
+field; addresses are of the GPU. Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class AddRmsNormProblem(Problem):
         ("eps", _FLOAT),
         *((name, _POINTER) for name in ("x", "delta", "weight", "sum", "y")),
         ("x_row", _INT64),
+        ("y_scales", _POINTER),
     ]
 
 
@@ -96,6 +97,30 @@ class QuantLinearProblem(Problem):
         ("add", _INT32),
         *((name, _POINTER) for name in ("weight", "scales", "x", "y")),
         *((name, _INT64) for name in ("scale_group", "x_row", "y_row")),
+    ]
+
+
+class QuantiseRowsProblem(Problem):
+    """S6QuantiseRows."""
+
+    _fields_: ClassVar[Fields] = [
+        ("struct_size", ctypes.c_size_t),
+        *((name, _INT32) for name in ("tokens", "columns")),
+        *((name, _POINTER) for name in ("x", "codes", "scales")),
+        ("x_row", _INT64),
+    ]
+
+
+class Int8LinearProblem(Problem):
+    """S6Int8Linear."""
+
+    _fields_: ClassVar[Fields] = [
+        ("struct_size", ctypes.c_size_t),
+        *((name, _INT32) for name in ("tokens", "rows", "columns", "group_size")),
+        ("y_dtype", ctypes.c_int),
+        ("add", _INT32),
+        *((name, _POINTER) for name in ("weight", "weight_scales", "codes", "scales", "y")),
+        ("y_row", _INT64),
     ]
 
 

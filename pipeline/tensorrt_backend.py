@@ -22,8 +22,8 @@ from pipeline.board import read_board
 from pipeline.cuda_driver import open_gpu
 from pipeline.cuda_session import refuse_float32, refuse_odd_widths
 from pipeline.cuda_weights import plan_image
-from pipeline.errors import PipelineError
-from pipeline.manifest import PREFILL_GRAPH, STEP_GRAPH, BundleManifest
+from pipeline.errors import BackendError, PipelineError
+from pipeline.manifest import PREFILL_GRAPH, STEP_GRAPH, BundleManifest, EngineOptions
 from pipeline.session import Session
 from pipeline.settings import Progress, cache_folder
 from pipeline.storage import sha256_of, write_atomically
@@ -70,9 +70,7 @@ def why_not_here() -> str | None:
     return None
 
 
-def prepare(
-    folder: Path, bundle: Path, manifest: BundleManifest, max_batch: int, max_length: int
-) -> None:
+def prepare(folder: Path, bundle: Path, manifest: BundleManifest, options: EngineOptions) -> None:
     """Writes the graphs and builds the plans.
 
     Raises:
@@ -82,19 +80,24 @@ def prepare(
     """
     refuse_float32(manifest.precision)
     refuse_odd_widths(manifest.architecture)
+    if options.activations == "int8":
+        raise BackendError(
+            "TensorRT multiplies float16 activations",
+            fix="build without --activations int8, or with --backend cuda",
+        )
     gpu = open_gpu()
     s6_library.load_library()
     plugins = s6_library.find_plugin_library()
     a, places = manifest.architecture, read_places(bundle / WEIGHT_FILE)
     _, total = gpu.free_bytes()
-    limits = stretch_limits(max_batch, max_length)
+    limits = stretch_limits(options.max_batch, options.max_length)
     for graph_file, plan_file, graph, profiles in (
         (PREFILL_GRAPH, PREFILL_PLAN, prefill_graph(a, places), prefill_profiles(a, limits)),
         (
             STEP_GRAPH,
             STEP_PLAN,
             step_graph(a, places, plan_image(places, a)),
-            [step_profile(a, max_batch)],
+            [step_profile(a, options.max_batch)],
         ),
     ):
         onnx.save(graph, folder / graph_file)
@@ -105,8 +108,7 @@ def open_session(
     folder: Path,
     bundle: Path,
     manifest: BundleManifest,
-    max_batch: int,
-    max_length: int,
+    options: EngineOptions,
     _threads: int | None,
     progress: Progress,
 ) -> Session:
@@ -119,7 +121,13 @@ def open_session(
     """
     plugins = s6_library.find_plugin_library()
     return TensorRtSession(
-        folder, plugins, bundle, manifest.architecture, max_batch, max_length, progress
+        folder,
+        plugins,
+        bundle,
+        manifest.architecture,
+        options.max_batch,
+        options.max_length,
+        progress,
     )
 
 
@@ -150,9 +158,14 @@ def target() -> dict[str, str]:
     }
 
 
-def tolerance(manifest: BundleManifest) -> float:
+def tolerance(manifest: BundleManifest, options: EngineOptions) -> float:
     """By how much prefill and steps may differ, as a share of the largest logit (or of 1)."""
-    return cuda_backend.tolerance(manifest)
+    return cuda_backend.tolerance(manifest, options)
+
+
+def rounds_activations(_manifest: BundleManifest, _options: EngineOptions) -> bool:
+    """Whether products take activations of 8 bits."""
+    return False
 
 
 def _build(

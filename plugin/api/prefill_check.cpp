@@ -2,6 +2,7 @@
 #include "s6/prefill.h"
 
 #include "matrix_check.h"
+#include "s6/int8_linear.h"
 
 using s6::kVectorBytes;
 using s6::kVectorHalves;
@@ -33,6 +34,8 @@ extern "C" S6Status s6_add_rms_norm_check(const S6AddRmsNorm* problem) {
   check.requirePointer(p.weight, kVectorBytes);
   check.requireAligned(p.delta, kVectorBytes);
   check.requireAligned(p.sum, kVectorBytes);
+  check.requireAligned(p.y_scales, 4);
+  check.require(p.y_scales == nullptr || p.m % S6_INT8_GROUP == 0, S6_STATUS_BAD_SIZE);
   if (p.rows > 0) {
     check.requirePointer(p.x, kVectorBytes);
     check.requirePointer(p.y, kVectorBytes);

@@ -4,9 +4,12 @@
 Published shapes with random weights, batch 1, the state entered and left included, as a replayed
 CUDA graph. Shares are by events inside a graph of its own, each of which adds about two
 microseconds. Also times both ways of adding a block's output to the residual. Needs torch, the
-extra `cuda`, cuBLAS, libs6.so and a GPU. Writes docs/measurements/prefill.json itself.
+extra `cuda`, cuBLAS, libs6.so and a GPU. Writes its file under docs/measurements itself. "w8a8" are
+int8 weights with int8 activations in the two large products of a block.
 
     python plugin/bench/prefill_bench.py --output docs/measurements/prefill.json
+    python plugin/bench/prefill_bench.py --precisions fp16 int8 w8a8 \
+        --output docs/measurements/prefill_w8a8.json
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from pipeline.cuda_driver import Event, Gpu, Stream, open_gpu
 from pipeline.cuda_prefill import Prefill
 from pipeline.cuda_stretch_state import state_sizes
 from pipeline.cuda_weights import DeviceWeights, describe, plan_image
+from pipeline.manifest import Activations
 from pipeline.quantize import QuantisationChoice, choose_packings
 from pipeline.s6_library import call
 from pipeline.s6_prefill import AddRmsNormProblem
@@ -42,6 +46,7 @@ from pipeline.weights import plan_places
 
 MODELS = ("mamba-130m", "mamba-370m", "mamba-1.4b", "mamba-2.8b")
 PRECISIONS = ("fp16", "int8", "int4")
+CHOICES = (*PRECISIONS, "w8a8")
 TOKENS = 2048
 BLOCK_MATRICES = ("in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight")
 KINDS = {
@@ -190,11 +195,12 @@ def measure(
 ) -> dict[str, Any]:
     """One row of the file."""
     architecture = PUBLISHED[name]
+    activations: Activations | None = "int8" if precision == "w8a8" else None
     torch.cuda.empty_cache()
     free_before, _ = gpu.free_bytes()
-    weights = random_weights(gpu, architecture, precision)
+    weights = random_weights(gpu, architecture, "int8" if precision == "w8a8" else precision)
     torch.cuda.empty_cache()
-    prefill = Prefill(gpu, stream, architecture, weights, TOKENS)
+    prefill = Prefill(gpu, stream, architecture, weights, TOKENS, activations)
     ms, spread = time_prefill(gpu, stream, prefill, architecture, arguments.samples)
     free_after, _ = gpu.free_bytes()
     in_phases = phases(gpu, stream, prefill)
@@ -237,7 +243,7 @@ def main() -> int:
     """Measures everything, prints a line each, writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--precisions", nargs="+", default=PRECISIONS)
+    parser.add_argument("--precisions", nargs="+", choices=CHOICES, default=PRECISIONS)
     parser.add_argument("--samples", type=int, default=15)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -256,9 +262,12 @@ def main() -> int:
             sys.stdout.write(f"            {rows[-1]['phase_us_per_layer']}\n")
             sys.stdout.flush()
     if arguments.output:
+        name, chosen = arguments.output.stem, ""
+        if arguments.precisions != PRECISIONS:
+            chosen = f" --precisions {' '.join(arguments.precisions)}"
         document = header(
-            "prefill",
-            "python plugin/bench/prefill_bench.py --output docs/measurements/prefill.json",
+            name,
+            f"python plugin/bench/prefill_bench.py{chosen} --output docs/measurements/{name}.json",
         )
         document["versions"]["cublas"] = Cublas(gpu, stream).version
         document["rows"] = rows

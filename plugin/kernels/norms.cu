@@ -3,12 +3,15 @@
  * \file norms.cu
  * \brief The norm before each block, with the residual's addition, and the mixer's slice norms.
  *
- * Equations and tensors: include/s6/prefill.h. Sums and the residual are float32.
+ * Equations and tensors: include/s6/prefill.h. Sums and the residual are float32; int8 codes are
+ * made of what they give, without float16 in between.
  */
 #include "s6/prefill.h"
 
 #include <cuda_runtime_api.h>
 
+#include "int8_codes.cuh"
+#include "s6/int8_linear.h"
 #include "scan_math.cuh"
 
 namespace s6 {
@@ -36,8 +39,10 @@ __device__ __forceinline__ float sumOfBlock(float value) {
   return sum;
 }
 
+static_assert(kWarp * kFloats == S6_INT8_GROUP, "what a warp holds at once is one group");
+
 // A block is a row; a thread keeps kVectors vectors of it in registers, so x is read once.
-template <int kVectors>
+template <int kVectors, bool kCodes>
 __global__ void __launch_bounds__(kNormThreads) normKernel(const S6AddRmsNorm p, int64_t x_row) {
   const int64_t row = blockIdx.x;
   const int count = p.m / kFloats;
@@ -46,7 +51,6 @@ __global__ void __launch_bounds__(kNormThreads) normKernel(const S6AddRmsNorm p,
   float4* sum = p.sum == nullptr ? nullptr : reinterpret_cast<float4*>(p.sum) + row * count;
   const uint2* delta =
       p.delta == nullptr ? nullptr : static_cast<const uint2*>(p.delta) + row * count;
-  uint2* y = static_cast<uint2*>(p.y) + row * count;
   float4 value[kVectors];
   float squares = 0.0f;
 #pragma unroll
@@ -74,9 +78,28 @@ __global__ void __launch_bounds__(kNormThreads) normKernel(const S6AddRmsNorm p,
     const int i = threadIdx.x + j * kNormThreads;
     if (i >= count) break;
     const float4 weight = reinterpret_cast<const float4*>(p.weight)[i];
-    y[i] =
-        make_uint2(packPair<__half>(value[j].x * factor * weight.x, value[j].y * factor * weight.y),
-                   packPair<__half>(value[j].z * factor * weight.z, value[j].w * factor * weight.w));
+    const float4 y = make_float4(value[j].x * factor * weight.x, value[j].y * factor * weight.y,
+                                 value[j].z * factor * weight.z, value[j].w * factor * weight.w);
+    if constexpr (kCodes) {
+      const float largest = largestOfLanes<kWarp>(
+          fmaxf(fmaxf(fabsf(y.x), fabsf(y.y)), fmaxf(fabsf(y.z), fabsf(y.w))));
+      static_cast<uint32_t*>(p.y)[row * count + i] = fourCodes(y, codesPerUnit(largest));
+      if (threadIdx.x % kWarp == 0) {
+        p.y_scales[int64_t{i / kWarp} * p.rows + row] = largest / kLargestCode;
+      }
+    } else {
+      static_cast<uint2*>(p.y)[row * count + i] =
+          make_uint2(packPair<__half>(y.x, y.y), packPair<__half>(y.z, y.w));
+    }
+  }
+}
+
+template <int kVectors>
+void launchNorm(const S6AddRmsNorm& p, int64_t x_row, cudaStream_t stream) {
+  if (p.y_scales == nullptr) {
+    normKernel<kVectors, false><<<p.rows, kNormThreads, 0, stream>>>(p, x_row);
+  } else {
+    normKernel<kVectors, true><<<p.rows, kNormThreads, 0, stream>>>(p, x_row);
   }
 }
 
@@ -112,17 +135,16 @@ extern "C" S6Status s6_add_rms_norm(const S6AddRmsNorm* problem, S6Stream stream
   if (status != S6_STATUS_OK || problem->rows == 0) return status;
   const S6AddRmsNorm& p = *problem;
   const int64_t x_row = p.x_row == 0 ? p.m : p.x_row;
-  const dim3 grid(p.rows), block(s6::kNormThreads);
   constexpr int kOneVector = s6::kNormThreads * s6::kFloats;
   if (p.m <= kOneVector) {
-    s6::normKernel<1><<<grid, block, 0, stream>>>(p, x_row);
+    s6::launchNorm<1>(p, x_row, stream);
   } else if (p.m <= 2 * kOneVector) {
-    s6::normKernel<2><<<grid, block, 0, stream>>>(p, x_row);
+    s6::launchNorm<2>(p, x_row, stream);
   } else if (p.m <= 4 * kOneVector) {
-    s6::normKernel<4><<<grid, block, 0, stream>>>(p, x_row);
+    s6::launchNorm<4>(p, x_row, stream);
   } else {
     static_assert(S6_NORM_MAX_WIDTH <= 16 * kOneVector, "the widest row fits the registers");
-    s6::normKernel<16><<<grid, block, 0, stream>>>(p, x_row);
+    s6::launchNorm<16>(p, x_row, stream);
   }
   return cudaGetLastError() == cudaSuccess ? S6_STATUS_OK : S6_STATUS_LAUNCH_FAILED;
 }

@@ -21,6 +21,7 @@ from pipeline.cuda_stretch_state import state_sizes
 from pipeline.cuda_weights import plan_image
 from pipeline.engine import choose_backend
 from pipeline.errors import ArtifactError, BackendError, EngineMismatchError, PluginError
+from pipeline.int8_activations import GROUP
 from pipeline.manifest import EngineManifest, read_bundle, read_engine, write_manifest
 from pipeline.quantize import QuantisationChoice, choose_packings
 from pipeline.stored_tensors import plan_tensors
@@ -90,6 +91,18 @@ def test_activations_do_not_overlap(name: str) -> None:
             if one < other:
                 assert spans[one][1] <= spans[other][0] or spans[other][1] <= spans[one][0]
     assert narrow_row(a) >= a.dt_rank + 2 * a.d_state
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_codes_and_scales_fit_where_float16_was(name: str) -> None:
+    """Those of the norm's output in the place of the step sizes, those of the scan's in u's."""
+    a, tokens = PUBLISHED[name], 37
+    offsets, size = activation_layout(a, tokens)
+    for place, columns in (("delta", a.d_model), ("u", a.d_inner)):
+        later = [offset for offset in offsets.values() if offset > offsets[place]]
+        room = min([*later, size]) - offsets[place]
+        assert columns % GROUP == 0
+        assert tokens * (columns + 4 * columns // GROUP) <= room
 
 
 def test_states_have_the_bytes_of_their_shapes() -> None:

@@ -259,6 +259,70 @@ def test_another_thread_may_use_the_session(pair: Pair) -> None:
     np.testing.assert_array_equal(found[0], expected)
 
 
+# --- int8 activations ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Both compute with rounded activations where a stretch is long enough."""
+    require_gpu()
+    bundle = make_bundle("int8", tmp_path_factory.mktemp("rounded"))
+    architecture = read_bundle(bundle).architecture
+    reference = open_torch_session(bundle, architecture)
+    reference.round_inputs()
+    session = CudaSession(bundle, architecture, MAX_BATCH, MAX_LENGTH, activations="int8")
+    return Pair(session, reference, bundle)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 50), (3, 20), (2, 300)])
+def test_int8_activations_cost_what_rounding_costs_the_reference(
+    rounded: Pair, batch: int, length: int
+) -> None:
+    """Of the same size on average, not the same: float16 moves inputs over borders of codes.
+
+    An input at such a border moves by a whole step then, which is more than rounding does to most,
+    so the two are about as far from each other as from the exact one. The kernels are compared
+    with the same arithmetic, code by code, in tests/plugin/test_int8_linear_gpu.py.
+    """
+    ids = texts(batch, length, seed=20)
+    found, state = rounded.cuda.prefill(ids, all_logits=True)
+    wanted, wanted_state = rounded.torch.prefill(ids, all_logits=True)
+    reference = open_torch_session(rounded.bundle, rounded.torch.architecture)
+    exact, exact_state = reference.prefill(ids, all_logits=True)
+    for of_gpu, of_rounded, of_exact in (
+        (log_softmax(found), log_softmax(wanted), log_softmax(exact)),
+        (state.ssm, wanted_state.ssm, exact_state.ssm),
+    ):
+        cost = np.abs(of_gpu - of_exact).mean() / np.abs(of_rounded - of_exact).mean()
+        assert 0.8 < cost < 1.25
+
+
+def test_few_tokens_are_not_rounded(rounded: Pair) -> None:
+    ids = texts(1, 8, seed=21)
+    exact = open_torch_session(rounded.bundle, rounded.torch.architecture)
+    assert_close(rounded.cuda.prefill(ids)[0], exact.prefill(ids)[0])
+
+
+def test_int8_activations_repeat_to_the_bit_and_need_no_unpacked_large_matrix(
+    rounded: Pair,
+) -> None:
+    ids = texts(2, 23, seed=22)
+    results = [rounded.cuda.prefill(ids)[0] for _ in range(4)]
+    for logits in results[1:]:
+        np.testing.assert_array_equal(logits, results[0])
+    plain = CudaSession(rounded.bundle, rounded.torch.architecture, MAX_BATCH, MAX_LENGTH)
+    unpacked = [s.memory_bytes["unpacked weights"] for s in (rounded.cuda, plain)]
+    assert unpacked[0] < unpacked[1]
+
+
+def test_an_engine_remembers_its_activations(gpu_bundle: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    command = ["build", str(gpu_bundle), "--output", str(engine), "--backend", "cuda"]
+    assert main([*command, "--activations", "int8"]) == 0
+    assert read_engine(engine).activations == "int8"
+    assert main(["score", str(engine), "--token-ids", ",".join(["1"] * 20)]) == 0
+
+
 # --- the engine around it ------------------------------------------------------------------
 
 

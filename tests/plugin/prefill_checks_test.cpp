@@ -4,6 +4,7 @@
 
 #include "expect.h"
 #include "philox.h"
+#include "s6/int8_linear.h"
 #include "s6/prefill.h"
 #include "s6/quant_linear.h"
 #include "s6/sample.h"
@@ -81,6 +82,28 @@ S6QuantLinear goodProblem(S6QuantLinear p) {
   return p;
 }
 
+S6QuantiseRows goodProblem(S6QuantiseRows p) {
+  p.struct_size = sizeof(p);
+  p.tokens = 3;
+  p.columns = 256;
+  p.x = p.codes = memory;
+  p.scales = at<float>(4);
+  return p;
+}
+
+S6Int8Linear goodProblem(S6Int8Linear p) {
+  p.struct_size = sizeof(p);
+  p.tokens = 3;
+  p.rows = 24;
+  p.columns = 256;
+  p.group_size = 128;
+  p.y_dtype = S6_FLOAT32;
+  p.add = 1;
+  p.weight = p.weight_scales = p.codes = p.y = memory;
+  p.scales = at<float>(4);
+  return p;
+}
+
 S6Sample goodProblem(S6Sample p) {
   p.struct_size = sizeof(p);
   p.b = 2;
@@ -149,6 +172,9 @@ void normProblems() {
   EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.sum = nullptr);
   EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.delta = memory + 2);
   EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.sum = at<float>(4));
+  EXPECT_STATUS(check, S6_STATUS_OK, p.m = 256; p.y_scales = at<float>(4));
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.y_scales = at<float>(0));  // Half a group.
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.m = 256; p.y_scales = at<float>(2));
 }
 
 void sliceProblems() {
@@ -210,6 +236,52 @@ void linearProblems() {
   EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.x = memory + 4);
 }
 
+void quantiseProblems() {
+  const auto check = s6_quantise_rows_check;
+  expectGuarded(check);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.x_row = 264);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.tokens = 0; p.x = nullptr; p.codes = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.tokens = -1);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.columns = 192);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.columns = 0);
+  EXPECT_STATUS(check, S6_STATUS_BAD_STRIDE, p.x_row = 248);
+  EXPECT_STATUS(check, S6_STATUS_BAD_STRIDE, p.x_row = 260);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.x = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.codes = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.scales = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.x = memory + 8);
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.codes = memory + 8);
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.scales = at<float>(2));
+}
+
+void int8LinearProblems() {
+  const auto check = s6_int8_linear_check;
+  expectGuarded(check);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.y_dtype = S6_FLOAT16; p.add = 0; p.y_row = 32);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.group_size = 256);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.tokens = 0; p.codes = nullptr; p.y = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.tokens = -1);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.rows = 20);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.rows = 0);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.columns = 320);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.columns = 0);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.group_size = 64);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.group_size = 0);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.group_size = 384);
+  EXPECT_STATUS(check, S6_STATUS_BAD_DTYPE, p.y_dtype = S6_FLOAT16);
+  EXPECT_STATUS(check, S6_STATUS_BAD_DTYPE, p.y_dtype = S6_BFLOAT16; p.add = 0);
+  EXPECT_STATUS(check, S6_STATUS_BAD_STRIDE, p.y_row = 16);
+  EXPECT_STATUS(check, S6_STATUS_BAD_STRIDE, p.y_row = 28);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.weight = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.weight_scales = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.codes = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.scales = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.y = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.weight = memory + 8);
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.weight_scales = memory + 8);
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.y = memory + 8);
+}
+
 void sampleProblems() {
   const auto check = s6_sample_check;
   expectGuarded(check);
@@ -260,6 +332,8 @@ int main() {
   dequantiseProblems();
   convertProblems();
   linearProblems();
+  quantiseProblems();
+  int8LinearProblems();
   sampleProblems();
   philoxKnownAnswers();
   return s6::test::verdict();

@@ -47,7 +47,9 @@ def test_kernels_compile_for_the_board_without_spills(tmp_path: Path) -> None:
         assert found["rows"] == kept["rows"], "docs/measurements/ptxas.json is out of date"
 
 
-@pytest.mark.parametrize("name", ["scan", "scan_checks", "decode", "prefill", "tensorrt"])
+@pytest.mark.parametrize(
+    "name", ["scan", "scan_checks", "decode", "prefill", "prefill_w8a8", "tensorrt"]
+)
 def test_measurements_come_from_their_command(name: str) -> None:
     """Each kept file names the command that wrote it, and its rows say what they should."""
     document = json.loads((ROOT / "docs" / "measurements" / f"{name}.json").read_text())
@@ -61,7 +63,7 @@ def test_measurements_come_from_their_command(name: str) -> None:
         for row in document["rows"]:
             assert row["read_gbps"] < row["stream_read_gbps"]
             assert {"model", "precision", "batch", "sms", "ms_per_token"} <= set(row)
-    elif name == "prefill":
+    elif name.startswith("prefill"):
         shares = ("products_pct", "scan_pct", "convolution_pct", "rest_pct")
         for row in document["rows"]:
             assert row["prefill_ms"] > 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import s6_library, s6_prefill
+from pipeline import int8_activations, s6_library, s6_prefill
 from pipeline.errors import PluginError
 
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
@@ -39,6 +39,8 @@ def test_import_loads_no_heavy_module():
         ("prefill.h", "S6Dequantise", s6_prefill.DequantiseProblem),
         ("prefill.h", "S6Convert", s6_prefill.ConvertProblem),
         ("quant_linear.h", "S6QuantLinear", s6_prefill.QuantLinearProblem),
+        ("int8_linear.h", "S6QuantiseRows", s6_prefill.QuantiseRowsProblem),
+        ("int8_linear.h", "S6Int8Linear", s6_prefill.Int8LinearProblem),
         ("sample.h", "S6Sample", s6_prefill.SampleProblem),
     ],
 )
@@ -79,6 +81,11 @@ def test_the_sizes_of_a_small_product_are_those_of_the_header():
     header = (PLUGIN / "include/s6/quant_linear.h").read_text()
     assert f"S6_QUANT_LINEAR_MAX_TOKENS {s6_prefill.FEW_TOKENS}\n" in header
     assert f"a multiple of {s6_prefill.VECTOR_COLUMNS}." in header
+
+
+def test_the_group_of_int8_activations_is_that_of_the_header():
+    header = (PLUGIN / "include/s6/int8_linear.h").read_text()
+    assert f"S6_INT8_GROUP {int8_activations.GROUP}\n" in header
 
 
 def test_missing_library_says_how_to_build_it(monkeypatch, tmp_path):

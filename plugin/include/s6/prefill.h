@@ -48,8 +48,9 @@ typedef struct S6AddRmsNorm {
   const void* delta;    //!< float16 [rows, m] or null.
   const float* weight;  //!< [m]
   float* sum;           //!< [rows, m]; needed with delta, else may be null. May be a dense x.
-  void* y;              //!< float16 [rows, m]
+  void* y;              //!< float16 [rows, m], or int8 codes with y_scales.
   int64_t x_row;        //!< Elements from one row of x to the next; 0 means m.
+  float* y_scales;      //!< [m / S6_INT8_GROUP, rows] as in int8_linear.h, or null.
 } S6AddRmsNorm;
 
 //! Weightless RMS norms of the slices dt [r], B [n] and C [n] of each row, in place (Falcon-Mamba).
