@@ -30,7 +30,7 @@ MODEL = "mamba-130m"
 def session_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """`tensorrt_session` on a machine that may lack TensorRT: only its sizes are looked at."""
     if importlib.util.find_spec("tensorrt") is None:
-        stand_in = SimpleNamespace(__version__="0", ILogger=object)
+        stand_in = SimpleNamespace(__version__="0", ILogger=object, IProfiler=object)
         monkeypatch.setitem(sys.modules, "tensorrt", stand_in)
         for name in ("tensorrt_runtime", "tensorrt_session"):
             monkeypatch.delitem(sys.modules, f"pipeline.{name}", raising=False)
