@@ -17,7 +17,7 @@ from pipeline.architecture import MambaArchitecture
 from pipeline.cuda_driver import DeviceMemory, Graph, open_gpu
 from pipeline.plain_layers import plain_step_graph
 from pipeline.session import Floats, TokenIds
-from pipeline.tensorrt_runtime import Plan, build_plan
+from pipeline.tensorrt_runtime import Plan, Run, build_plan
 from pipeline.weights import WEIGHT_FILE, read_weights
 
 _WORKSPACE_BYTES = 1 << 30
@@ -54,8 +54,10 @@ class PlainLayersSession:
         self._scratch = self._gpu.allocate(self._plan.scratch_bytes, "a plan")
         self._memory = self._allocate(model, bundle)
         self._states = [name for name in self._memory if "_state_" in name]
-        # What one step writes the next one reads: the addresses change places.
-        self._graphs = [self._capture(swapped=False), self._capture(swapped=True)]
+        # What one step writes the next one reads: the addresses change places. A graph needs the
+        # memory of the run that it was recorded from.
+        self._runs = [self._new_run(swapped=False), self._new_run(swapped=True)]
+        self._graphs = [self._capture(run) for run in self._runs]
         self._steps = 0
 
     def prefill(self, token_ids: TokenIds) -> tuple[Floats, None]:
@@ -100,11 +102,14 @@ class PlainLayersSession:
             self._stream.write(memory[value.name].pointer, array.reshape(-1).view(np.uint8))
         return memory
 
-    def _capture(self, *, swapped: bool) -> Graph:
-        stream = self._stream
-        run = self._plan.new_run(0, self._scratch.pointer, self._scratch.size, stream.handle)
+    def _new_run(self, *, swapped: bool) -> Run:
+        run = self._plan.new_run(0, self._scratch.pointer, self._scratch.size, self._stream.handle)
         for name in self._memory:
             run.set_address(name, self._memory[_other(name) if swapped else name].pointer)
+        return run
+
+    def _capture(self, run: Run) -> Graph:
+        stream = self._stream
         run.enqueue(stream.handle)
         return stream.capture(lambda: run.enqueue(stream.handle))
 
