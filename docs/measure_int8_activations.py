@@ -26,21 +26,20 @@ import torch
 
 from pipeline import __version__
 from pipeline.board import read_board
+from pipeline.evaluation import Tokenwise, measured, read_tokenwise
 from pipeline.int8_activations import GROUP, PRODUCTS, round_activations, widen_activations
 from pipeline.manifest import now, read_bundle
 from pipeline.quantize import Floats
-from pipeline.resampling import Draws, interval
+from pipeline.resampling import Draws
 from pipeline.storage import write_atomically
 from pipeline.tokenizer import Tokenizer
-from pipeline.torch_session import TorchSession, open_torch_session
+from pipeline.torch_session import open_torch_session
 
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT / "models" / "demo" / "heldout.txt"
 OUTPUT = ROOT / "docs" / "measurements" / "int8_activations.json"
-PIECE_TOKENS = 512
 
 Rounding = Callable[[Floats], Floats]
-Series = npt.NDArray[np.float64]
 
 
 def by_groups(x: Floats) -> Floats:
@@ -124,24 +123,6 @@ class Spread:
         }
 
 
-def log_softmax(logits: Floats) -> Series:
-    """Natural logarithms of probabilities, (l, vocab)."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    logprobs: Series = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return logprobs
-
-
-def read(
-    session: TorchSession, ids: npt.NDArray[np.int64], see: Callable[[int, Series], None]
-) -> None:
-    """Shows the log-probabilities of every next token, some at a time with their first's number."""
-    state, count = None, ids.shape[1] - 1
-    for start in range(0, count, PIECE_TOKENS):
-        end = min(start + PIECE_TOKENS, count)
-        logits, state = session.prefill(ids[:, start:end], state, all_logits=True)
-        see(start, log_softmax(logits[0]))
-
-
 def _rounded(rounding: Rounding, _name: str, x: Floats) -> Floats:
     return rounding(x)
 
@@ -154,57 +135,39 @@ def _watched(spreads: dict[str, Spread], name: str, x: Floats) -> Floats:
 def measure(folder: Path, ids: npt.NDArray[np.int64]) -> tuple[list[Any], dict[str, Any]]:
     """Rows of all versions, and how far each product's inputs spread."""
     count = ids.shape[1] - 1
-    draws, following = Draws(count), ids[0, 1:]
-    expected: list[npt.NDArray[np.float32]] = []
+    draws = Draws(count)
+    vocab_size = read_bundle(folder / VERSIONS[0].bundle).architecture.vocab_size
+    expected = np.empty((count, vocab_size), np.float32)
     spreads = {name: Spread() for name in PRODUCTS}
-    baseline: Series | None = None
+    baseline: Tokenwise | None = None
     rows = []
     for version in VERSIONS:
         bundle = folder / version.bundle
         session = open_torch_session(bundle, read_bundle(bundle).architecture)
-        is_reference = baseline is None
-
         if version.rounding is not None:
             session.replace_inputs(partial(_rounded, version.rounding), version.products)
-        elif is_reference:
+        elif baseline is None:
             session.replace_inputs(partial(_watched, spreads))
-        losses, divergences, agreements = (np.zeros(count) for _ in range(3))
-
-        def see_logprobs(
-            start: int,
-            logprobs: Series,
-            losses: Series = losses,
-            divergences: Series = divergences,
-            agreements: Series = agreements,
-            is_reference: bool = is_reference,
-        ) -> None:
-            places = slice(start, start + len(logprobs))
-            losses[places] = -logprobs[np.arange(len(logprobs)), following[places]]
-            if is_reference:
-                expected.append(logprobs.astype(np.float32))
-                return
-            wanted = expected[start // PIECE_TOKENS].astype(np.float64)
-            divergences[places] = (np.exp(wanted) * (wanted - logprobs)).sum(axis=1)
-            agreements[places] = wanted.argmax(axis=1) == logprobs.argmax(axis=1)
-
-        read(session, ids, see_logprobs)
+        found = read_tokenwise(session, ids, expected, is_reference=baseline is None)
         row: dict[str, Any] = {
             "name": version.name,
-            "perplexity": round(float(np.exp(losses.mean())), 4),
+            "perplexity": round(float(np.exp(found.losses.mean())), 4),
         }
         if baseline is None:
-            baseline = losses
+            baseline = found
         else:
-            change = losses - baseline
-            low, high = interval(100 * np.expm1(draws.means(change)))
+            assert found.divergences is not None
+            assert found.agreements is not None
+            change = measured(
+                found.losses - baseline.losses, draws, lambda mean: 100 * np.expm1(mean)
+            )
             row |= {
                 "perplexity_change_percent": {
-                    "value": round(float(100 * np.expm1(change.mean())), 3),
-                    "low": round(low, 3),
-                    "high": round(high, 3),
+                    key: None if value is None else round(value, 3)
+                    for key, value in change.model_dump().items()
                 },
-                "kl_nats": float(f"{divergences.mean():.3g}"),
-                "top1_percent": round(100 * float(agreements.mean()), 2),
+                "kl_nats": float(f"{found.divergences.mean():.3g}"),
+                "top1_percent": round(100 * float(found.agreements.mean()), 2),
             }
         rows.append(row)
         sys.stdout.write(f"{row}\n")

@@ -167,8 +167,14 @@ class _Subject:
 
 
 @dataclass(frozen=True)
-class _Tokenwise:
-    """Values of each token but the first, (l-1,)."""
+class Tokenwise:
+    """Values of each token but the first, (l-1,).
+
+    Attributes:
+        losses: Negative natural logarithms of the probabilities of what came.
+        divergences: KL from the reference, nats; None where nothing was compared.
+        agreements: 1 where the reference's most likely token is the same, else 0; None likewise.
+    """
 
     losses: Series
     divergences: Series | None
@@ -207,7 +213,7 @@ def evaluate(
     draws = Draws(text.tokens - 1)
     first = [compared_with] if compared_with else []
     order = first + [subject for subject in subjects if subject is not compared_with]
-    found: dict[Path, _Tokenwise] = {}
+    found: dict[Path, Tokenwise] = {}
     with _expectations(text.tokens - 1, architecture.vocab_size) as expected:
         for number, subject in enumerate(order):
 
@@ -373,29 +379,53 @@ def _read_with(
     threads: int | None,
     show: Callable[[int], None],
     reference: _Subject | None,
-) -> _Tokenwise:
-    """Reads the text; the reference fills `expected`, the others are compared with it."""
+) -> Tokenwise:
+    with _session(subject, threads) as session:
+        return read_tokenwise(
+            session,
+            ids,
+            None if reference is None else expected,
+            is_reference=subject is reference,
+            show=show,
+        )
+
+
+def read_tokenwise(
+    session: Session,
+    ids: TokenIds,
+    expected: npt.NDArray[np.float32] | None,
+    *,
+    is_reference: bool,
+    show: Callable[[int], None] = lambda _: None,
+) -> Tokenwise:
+    """Reads a text; the reference fills `expected`, the others are compared with it.
+
+    Args:
+        session: What reads.
+        ids: (1, l) token ids.
+        expected: (l-1, vocab) log-probabilities of every next token; None compares nothing.
+        is_reference: Whether to fill it.
+        show: Told how many tokens were read.
+    """
     count = ids.shape[1] - 1
     losses, divergences, agreements = (np.empty(count) for _ in range(3))
     state: State | None = None
     show(0)
-    with _session(subject, threads) as session:
-        for start in range(0, count, _PIECE_TOKENS):
-            end = min(start + _PIECE_TOKENS, count)
-            logits, state = session.prefill(ids[:, start:end], state, all_logits=True)
-            logprobs = _log_softmax(logits[0])
-            losses[start:end] = -logprobs[np.arange(end - start), ids[0, start + 1 : end + 1]]
-            if subject is reference:
-                expected[start:end] = logprobs
-            elif reference is not None:
-                wanted = expected[start:end].astype(np.float64)
-                divergences[start:end] = (np.exp(wanted) * (wanted - logprobs)).sum(axis=1)
-                agreements[start:end] = wanted.argmax(axis=1) == logprobs.argmax(axis=1)
-            show(end + 1)
-    is_compared = reference is not None and subject is not reference
-    return _Tokenwise(
-        losses, divergences if is_compared else None, agreements if is_compared else None
-    )
+    for start in range(0, count, _PIECE_TOKENS):
+        end = min(start + _PIECE_TOKENS, count)
+        logits, state = session.prefill(ids[:, start:end], state, all_logits=True)
+        logprobs = _log_softmax(logits[0])
+        losses[start:end] = -logprobs[np.arange(end - start), ids[0, start + 1 : end + 1]]
+        if is_reference and expected is not None:
+            expected[start:end] = logprobs
+        elif expected is not None:
+            wanted = expected[start:end].astype(np.float64)
+            divergences[start:end] = (np.exp(wanted) * (wanted - logprobs)).sum(axis=1)
+            agreements[start:end] = wanted.argmax(axis=1) == logprobs.argmax(axis=1)
+        show(end + 1)
+    if expected is None or is_reference:
+        return Tokenwise(losses, None, None)
+    return Tokenwise(losses, divergences, agreements)
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> Series:
@@ -408,7 +438,7 @@ def _log_softmax(logits: npt.NDArray[np.float32]) -> Series:
 
 
 def _row(
-    subject: _Subject, values: _Tokenwise, baseline: _Tokenwise | None, text: Text, draws: Draws
+    subject: _Subject, values: Tokenwise, baseline: Tokenwise | None, text: Text, draws: Draws
 ) -> Row:
     quantisation = subject.manifest.quantisation
     bits_per_byte = len(values.losses) / text.bytes / math.log(2)
@@ -424,10 +454,10 @@ def _row(
         group_sizes=quantisation.group_sizes if quantisation else None,
         calibration=quantisation.calibration if quantisation else None,
         weight_bytes=subject.manifest.files[WEIGHT_FILE].bytes,
-        perplexity=_measured(values.losses, draws, np.exp),
-        bits_per_byte=_measured(values.losses, draws, lambda mean: mean * bits_per_byte),
+        perplexity=measured(values.losses, draws, np.exp),
+        bits_per_byte=measured(values.losses, draws, lambda mean: mean * bits_per_byte),
         perplexity_change_percent=(
-            None if change is None else _measured(change, draws, lambda mean: 100 * np.expm1(mean))
+            None if change is None else measured(change, draws, lambda mean: 100 * np.expm1(mean))
         ),
         kl_nats=_optional(values.divergences, draws, lambda mean: mean),
         top1_percent=_optional(values.agreements, draws, lambda mean: 100 * mean),
@@ -435,11 +465,17 @@ def _row(
 
 
 def _optional(series: Series | None, draws: Draws, scale: Any) -> Measured | None:
-    return None if series is None else _measured(series, draws, scale)
+    return None if series is None else measured(series, draws, scale)
 
 
-def _measured(series: Series, draws: Draws, scale: Any) -> Measured:
-    """The mean of a series, brought to another scale, which must keep the order."""
+def measured(series: Series, draws: Draws, scale: Any) -> Measured:
+    """The mean of a series and its interval, brought to another scale, which must keep the order.
+
+    Args:
+        series: A value of each token.
+        draws: Resamplings of as many tokens.
+        scale: Brings a mean, or an array of them, to the other scale.
+    """
     around: Interval | tuple[None, None] = (None, None)
     if draws.are_enough:
         around = interval(scale(draws.means(series)))
