@@ -13,7 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.architecture import PUBLISHED
+from pipeline.expectation import expected_decoding
+from pipeline.measured_decode import BUS_SHARE, MILLISECONDS
 from pipeline.records import BenchRecord, read_record
+from pipeline.roofline import BOARDS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = tuple(
@@ -145,6 +149,27 @@ def decode() -> str:
                 row = rows[model, precision, sms]
                 cells.append(f"**{row['ms_per_token']:.3g}** ({row['read_gbps']:,.0f} GB/s)")
         lines.append(" | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def expected() -> str:
+    """What a token may take on the largest board in its fastest mode. Predicted."""
+    board = "orin-nano-8gb"
+    precisions = ("fp16", "int8", "int4")
+    lines = [
+        f"**Predicted**, for {BOARDS[board].title}, in {BOARDS[board].modes[-1].name}: "
+        "milliseconds a token, from all of the board's bandwidth to "
+        f"{100 * BUS_SHARE:.0f} % of it.",
+        "",
+        "| ms a token, predicted | " + " | ".join(precisions) + " |",
+        "|---" * (1 + len(precisions)) + "|",
+    ]
+    for model in dict.fromkeys(model for model, _ in MILLISECONDS):
+        ranges = [
+            expected_decoding(PUBLISHED[model], precision, board)[-1] for precision in precisions
+        ]
+        cells = [f"{r.fastest_ms:.3g} to {r.slowest_ms:.3g}" for r in ranges]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -563,6 +588,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "embedded": embedded,
     "scan": scan,
     "decode": decode,
+    "expected": expected,
     "prefill": prefill,
     "gpu_energy": gpu_energy,
     "tensorrt": tensorrt,

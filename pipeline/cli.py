@@ -354,6 +354,7 @@ def _run_board(args: argparse.Namespace) -> None:
 
 
 def _run_predict(args: argparse.Namespace) -> None:
+    from pipeline.expectation import expected_decoding, render_expected
     from pipeline.roofline import find_model, predict, render
 
     if args.bundle is None:
@@ -373,10 +374,12 @@ def _run_predict(args: argparse.Namespace) -> None:
         model=name,
         sequence_length=args.sequence_length,
     )
+    expected = expected_decoding(architecture, precision, args.board)
     if args.json:
-        _print_json(prediction.model_dump(mode="json"))
+        ranges = [of_mode.model_dump(mode="json") for of_mode in expected]
+        _print_json({**prediction.model_dump(mode="json"), "expected_decoding": ranges})
     else:
-        print(render(prediction), end="")
+        print(render(prediction), render_expected(expected), sep="\n", end="")
 
 
 def _run_serve(args: argparse.Namespace) -> None:
@@ -1031,7 +1034,8 @@ def _add_predict(verbs: Any) -> None:
         verbs,
         "predict",
         _run_predict,
-        "the roofline of a model on a board, computed and not measured",
+        "what a model may reach on a board: the roofline, and a range for a token from the "
+        "kernel's times on its stand-in; predicted, not measured on a board",
         "mamba-orin predict --model mamba-370m --precision int8 --board orin-nano-8gb",
     )
     subject = parser.add_mutually_exclusive_group(required=True)

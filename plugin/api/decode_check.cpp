@@ -48,14 +48,15 @@ extern "C" S6Status s6_decode_check(const S6Decode* problem) {
                 S6_STATUS_BAD_SIZE);
   check.require(p.n == s6::kDecodeState && p.k >= 2 && p.k <= s6::kMaxConvPast + 1,
                 S6_STATUS_BAD_SIZE);
-  // Registers and thread counts of the kernel: see kPairsPerThread, chunk_scale and ColumnShare.
+  // Registers and thread counts of the kernel: see kPairsPerThread, kWordPairs, chunk_scale and
+  // ColumnShare.
   check.require(p.m > 0 && p.m % s6::kTileRows == 0 && p.m <= 4096, S6_STATUS_BAD_SIZE);
-  check.require(p.d > 0 && p.d % s6::kTileRows == 0 && p.d <= 16384, S6_STATUS_BAD_SIZE);
+  check.require(p.d > 0 && p.d % s6::kTileRows == 0 && p.d <= 8192, S6_STATUS_BAD_SIZE);
   check.require(p.r > 0 && p.r % 8 == 0 && p.r <= 256, S6_STATUS_BAD_SIZE);
   if (check.status() != S6_STATUS_OK) return check.status();
 
   s6::requireMatrix(check, p.in_proj, 2 * p.d, p.m, 64, 64);
-  s6::requireMatrix(check, p.x_proj, p.r + 2 * p.n, p.d, s6::kTileRows, 16);
+  s6::requireMatrix(check, p.x_proj, p.r + 2 * p.n, p.d, 32, 16);
   s6::requireMatrix(check, p.dt_proj, p.d, p.r, 16, p.dt_proj.bits == 4 ? 8 : 16);
   s6::requireMatrix(check, p.out_proj, p.m, p.d, 64, 64);
   const int32_t bits = p.in_proj.bits;
@@ -77,6 +78,8 @@ extern "C" S6Status s6_decode_check(const S6Decode* problem) {
   }
   if (p.head.data != nullptr) {
     s6::requireMatrix(check, p.head, p.vocab_rows, p.m, 64, 64);
+    // The ring of float16 blocks has no room for scales.
+    check.require(bits != 16 || p.head.bits == 16, S6_STATUS_BAD_DTYPE);
     check.requirePointer(p.final_norm, 16);
   } else {
     check.requirePointer(p.y, 4);

@@ -79,10 +79,11 @@ DecodeSplit chooseSplit(const DecodeMatrix& matrix, int units, int rows) {
   for (int log = 0; (1 << log) <= kDecodeWarps; ++log) {
     const int slices = 1 << log, row_groups = kDecodeWarps >> log;
     if (row_groups > batchPairs(rows)) continue;
-    const int blocks = (count + slices - 1) / slices;
+    const int together = blocksTogether(count);
+    const int blocks = together * ((count / together + slices - 1) / slices);
     const int rounds = (units + row_groups - 1) / row_groups;
-    // Slots first (two column blocks of two tiles each), then blocks.
-    const int64_t cost = int64_t{(blocks + 1) / 2} * rounds * 64 + int64_t{blocks} * rounds;
+    // Slots first (four column blocks of two tiles each), then blocks.
+    const int64_t cost = int64_t{(blocks + 3) / 4} * rounds * 64 + int64_t{blocks} * rounds;
     if (cost < least) least = cost, best.log_slices = log;
   }
   return best;
@@ -136,6 +137,7 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int depth) {
   args.blocks = usefulBlocks(p, blocks);
   args.norm_eps = p.norm_eps, args.mixer_norm_eps = p.mixer_norm_eps;
   args.inverse_m = 1.0f / static_cast<float>(p.m);
+  args.signs = kSigns;
   args.embedding = matrixOf(p.embedding, p.vocab_rows, p.m);
   args.in_proj = matrixOf(p.in_proj, 2 * p.d, p.m);
   args.x_proj = matrixOf(p.x_proj, p.r + 2 * p.n, p.d);
@@ -177,20 +179,20 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int depth) {
     return static_cast<int32_t>(here);
   };
   const int bits = args.in_proj.bits;
-  const int64_t stride =
-      std::max({activationStride(p.m, bits), activationStride(p.d, bits),
-                p.head.data == nullptr ? 0 : activationStride(p.m, args.head.bits)});
-  const int64_t candidates = 2 * kDecodeThreads;
+  const int activations =
+      std::max({activationBytes(p.m, bits, p.b), activationBytes(p.d, bits, p.b),
+                p.head.data == nullptr ? 0 : activationBytes(p.m, args.head.bits, p.b)});
   const int64_t partials =
       std::max({partialFloats(args.in_split, rows), partialFloats(args.out_split, rows),
-                partialFloats(args.head_split, rows), candidates});
-  args.activations_at = take(p.b * stride * 2);
+                partialFloats(args.head_split, rows)});
+  args.activations_at = take(activations);
   args.partials_at = take(partials * 4);
   args.totals_at = take(int64_t{8} * p.b * (p.r + 2 * p.n));
   args.mixed_at = take(int64_t{p.b} * (p.r + 2 * p.n) * 4);
   args.channels_at = take(int64_t{2} * pairs * kTileRows * rows * (rows == 1 ? 4 : 2));
   args.own_at = take(int64_t{outs} * kTileRows * rows * 4);
-  args.reduce_at = take(kDecodeWarps * 4);
+  args.reduce_at = take((2 * kDecodeWarps + 2) * 4);
+  args.candidates_at = take(kDecodeThreads * 8);
   args.shared_bytes = static_cast<int32_t>(at);
   return args;
 }

@@ -17,8 +17,9 @@
 
 namespace s6 {
 
-constexpr int kDecodeWarps = 8;                    //!< That compute; as many more fetch for them.
-constexpr int kDecodeThreads = 32 * kDecodeWarps;  //!< That compute.
+constexpr int kLogDecodeWarps = 3;
+constexpr int kDecodeWarps = 1 << kLogDecodeWarps;  //!< That compute; as many more fetch for them.
+constexpr int kDecodeThreads = 32 * kDecodeWarps;   //!< That compute.
 constexpr int kDecodeBlockThreads = 2 * kDecodeThreads;
 constexpr int kTileRows = 8;      //!< Rows of a matrix that one mma takes.
 constexpr int kDecodeState = 16;  //!< n of every published S6 model.
@@ -26,11 +27,13 @@ constexpr int kMaxConvPast = 3;   //!< k - 1 at most.
 constexpr int kMaxDecodeBlocks = 160;
 constexpr int kSumStride = 16;  //!< Words from sum to sum: a line each, so that atomics spread.
 
-//! Pairs of 8 rows that are summed up at once, and the row groups may not be more.
-S6_HOST_DEVICE constexpr int batchPairs(int rows) { return rows == 1 ? 8 : 2; }
+//! Pairs of 8 rows that are summed up at once, and the row groups may not be more. A single text's
+//! have a value for every computing thread.
+S6_HOST_DEVICE constexpr int batchPairs(int rows) { return rows == 1 ? 16 : 2; }
 
-//! A slot of a warp's ring: four times 16 bytes a lane, and the scales of packed weights.
-S6_HOST_DEVICE constexpr int slotBytes(int bits) { return 2048 + (bits == 16 ? 0 : 128); }
+//! Half a slot of a warp's ring: four times 16 bytes a lane, and the scales of packed weights.
+S6_HOST_DEVICE constexpr int halfSlotBytes(int bits) { return 2048 + (bits == 16 ? 0 : 128); }
+S6_HOST_DEVICE constexpr int slotBytes(int bits) { return 2 * halfSlotBytes(bits); }
 
 //! Activations of one row in shared memory, in halves: padded so that neighbouring rows of a batch
 //! lie in different banks for 16-byte reads. Depends on the bits of the matrix they meet.
@@ -38,6 +41,31 @@ S6_HOST_DEVICE constexpr int activationStride(int columns, int bits) {
   const int chunks = columns / 8;
   const int wanted = bits == 16 ? 4 : 1;  // Modulo 8 chunks of 16 bytes.
   return 8 * (chunks + (wanted - chunks % 8 + 8) % 8);
+}
+
+//! Column blocks of 64 bytes, of `count` in a row, that stay together: lines of 128 bytes, or one.
+S6_HOST_DEVICE constexpr int blocksTogether(int count) { return count % 2 == 0 ? 2 : 1; }
+
+//! The upper bit of every byte.
+constexpr uint32_t kSigns = 0x80808080u;
+
+//! Digits of a fixed-point activation: see decode_product.cuh.
+constexpr int kDigits = 3;
+
+//! Whether a product takes its activations as digits: of one text where weights are codes.
+S6_HOST_DEVICE constexpr bool isInDigits(int bits, int rows) { return bits != 16 && rows == 1; }
+
+//! Bytes from one digit of all columns to the next: neighbours lie in different banks.
+S6_HOST_DEVICE constexpr int digitStride(int columns) { return (columns + 127) / 128 * 128 + 64; }
+
+//! Where a warp's columns do not fill its last slot, what follows the last digit is read up to this
+//! far and multiplied with scales of zero; nothing else may lie there.
+constexpr int kDigitOverrun = 1024;
+
+//! What the activations of a product take in shared memory.
+S6_HOST_DEVICE constexpr int activationBytes(int columns, int bits, int texts) {
+  return isInDigits(bits, texts) ? kDigits * digitStride(columns) + kDigitOverrun
+                                 : 2 * texts * activationStride(columns, bits);
 }
 
 struct DecodeMatrix {
@@ -70,6 +98,7 @@ struct DecodeArgs {
   int32_t blocks;
   int32_t addends;  //!< Of each sum: the blocks that own channels times their parts of x_proj.
   float norm_eps, mixer_norm_eps, inverse_m;
+  uint32_t signs;  //!< kSigns, where the compiler does not see it: it would take two instructions.
   DecodeMatrix embedding, in_proj, x_proj, dt_proj, out_proj, head;
   DecodeVector norm, conv_weight, conv_bias, dt_bias, A, D;
   const float* final_norm;
@@ -90,7 +119,7 @@ struct DecodeArgs {
   DecodeSplit in_split, out_split, head_split;
   // Shared memory, in bytes from its beginning; the ring comes first.
   int32_t activations_at, partials_at, totals_at, mixed_at, channels_at, own_at, reduce_at,
-      shared_bytes;
+      candidates_at, shared_bytes;
   uint16_t first_pair[kMaxDecodeBlocks + 1];
   uint16_t first_out[kMaxDecodeBlocks + 1];
   uint16_t first_head[kMaxDecodeBlocks + 1];

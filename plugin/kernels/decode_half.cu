@@ -14,7 +14,7 @@ DecodeKernel kernelOf() {
 
 }  // namespace
 
-DecodeKernels decodeKernelsHalf() { return {kernelOf<1, 11>(), kernelOf<1, 7>()}; }
-DecodeKernels decodeKernelsHalfBatch() { return {kernelOf<8, 5>(), kernelOf<8, 2>()}; }
+DecodeKernels decodeKernelsHalf() { return {kernelOf<1, 6>(), kernelOf<1, 4>()}; }
+DecodeKernels decodeKernelsHalfBatch() { return {kernelOf<8, 3>(), kernelOf<8, 2>()}; }
 
 }  // namespace s6

@@ -14,7 +14,7 @@ DecodeKernel kernelOf() {
 
 }  // namespace
 
-DecodeKernels decodeKernelsInt8() { return {kernelOf<1, 11>(), kernelOf<1, 7>()}; }
-DecodeKernels decodeKernelsInt8Batch() { return {kernelOf<8, 5>(), kernelOf<8, 2>()}; }
+DecodeKernels decodeKernelsInt8() { return {kernelOf<1, 5>(), kernelOf<1, 3>()}; }
+DecodeKernels decodeKernelsInt8Batch() { return {kernelOf<8, 3>(), kernelOf<8, 2>()}; }
 
 }  // namespace s6

@@ -12,10 +12,11 @@
  *     scan        sums -> dt_proj -> recurrence -> gated output                              | y
  *     outputs     y -> out_proj + residual                                                   | x
  *
- * Shared memory besides the ring: activations [texts][columns] float16 ·
+ * Shared memory besides the ring: activations [texts][columns] float16, or [digit][columns] bytes ·
  * partials [tile][slice][text][8] · mixed [text][r + 2 n] · channels: u and gate [pair][text][8] ·
- * own: the residual of the block's rows [tile][text][8] · reduce (small sums). Each is written by
- * one phase, read by the next, with a barrier of the computing warps between; see the phases.
+ * own: the residual of the block's rows [tile][text][8] · reduce (small sums) · candidates of the
+ * greedy choice. Each is written by one phase, read by the next, with a barrier of the computing
+ * warps between; see the phases.
  *
  * Numerics: as the header of s6/decode.h says; exp by ex2.approx, as in mamba-ssm.
  */
@@ -32,56 +33,18 @@ __device__ __forceinline__ void syncComputing() {
   asm volatile("bar.sync 1, %0;" ::"n"(kDecodeThreads) : "memory");
 }
 
-//! Brings what the phases of a block of the model read outside the stream into L2.
-//! Not inlined: it runs while a block waits, and would only take registers from what does not.
-static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int pair, int pairs,
-                                                   int layer) {
-  constexpr int kLine = 128;
-  const auto fetch = [](const void* at) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory");
-  };
-  // The norm's weights serve all blocks: each fetches some lines.
-  const bool is_last = layer == args.layers;
-  const float* norm = is_last ? args.final_norm : args.norm.of(layer);
-  const int norm_line = threadIdx.x * args.blocks + blockIdx.x;
-  if (norm != nullptr && norm_line * kLine < 4 * args.m) fetch(norm + norm_line * kLine / 4);
-  if (is_last || pairs == 0) return;
-  const int channel = kTileRows * pair, channels = kTileRows * pairs;
-  const int lines = 4 * channels / kLine + 2;
-  const int past = args.k - 1;
-  for (int i = threadIdx.x; i < (args.k + 3 + past * args.b) * lines; i += kDecodeThreads) {
-    const int row = i / lines, line = i % lines;
-    const float* table = nullptr;
-    if (row < args.k) {
-      table = args.conv_weight.of(layer) + row * args.d;
-    } else if (row == args.k) {
-      table = args.conv_bias.of(layer);
-    } else if (row == args.k + 1) {
-      table = args.dt_bias.of(layer);
-    } else if (row == args.k + 2) {
-      table = args.D.of(layer);
-    } else {
-      table = args.conv_state + (int64_t{layer} * args.b * past + row - args.k - 3) * args.d;
-    }
-    const int at = min(channel + line * kLine / 4, channel + channels - 1);
-    fetch(table + at);
-  }
-  if (args.x_proj.bits != 16) {
-    const DecodeMatrix& x = args.x_proj;
-    const int first = channel >> x.group_shift;
-    const int groups = ((channel + channels - 1) >> x.group_shift) - first + 1;
-    const int row_lines = 2 * x.rows / kLine + 1;
-    const uint8_t* scales = x.scales + layer * x.scales_layer_bytes + int64_t{2} * first * x.rows;
-    for (int i = threadIdx.x; i < groups * row_lines; i += kDecodeThreads) {
-      fetch(scales + 2 * (i / row_lines) * x.rows + i % row_lines * kLine);
-    }
-    const DecodeMatrix& dt = args.dt_proj;
-    const int dt_groups = args.r >> dt.group_shift, dt_lines = 2 * channels / kLine + 2;
-    for (int i = threadIdx.x; i < dt_groups * dt_lines; i += kDecodeThreads) {
-      const int at = min(channel + i % dt_lines * kLine / 2, channel + channels - 1);
-      fetch(dt.scales + layer * dt.scales_layer_bytes + 2 * (int64_t{i / dt_lines} * args.d + at));
-    }
-  }
+//! The residual before the first block: a row of the embedding, or x.
+static __device__ float firstResidual(const DecodeArgs& args, int row, int column) {
+  const DecodeMatrix& e = args.embedding;
+  if (e.data == nullptr) return args.x[row * args.m + column];
+  const int64_t token = args.token_ids[row];
+  if (token < 0 || token >= e.rows) return 0.0f;
+  const uint8_t* at = e.data + token * e.row_bytes;
+  if (e.bits == 16) return __half2float(reinterpret_cast<const __half*>(at)[column]);
+  const __half scale =
+      reinterpret_cast<const __half*>(e.scales)[int64_t{column >> e.group_shift} * e.rows + token];
+  const int code = e.bits == 8 ? at[column] : (at[column / 2] >> (4 * (column & 1))) & 15;
+  return static_cast<float>(code - (1 << (e.bits - 1))) * __half2float(scale);
 }
 
 //! What the computing warps of a block do.
@@ -91,31 +54,34 @@ class DecodeBlock {
   using Queue = WeightQueue<kBits, kDepth>;
   using Channel = std::conditional_t<kRows == 1, float, __half>;
 
-  __device__ DecodeBlock(const DecodeArgs& args, const BlockShare& share, const Queue& queue)
+  __device__ DecodeBlock(const DecodeArgs& args, const Queue& queue)
       : args_(args),
-        share_(share),
         queue_(queue),
-        warp_(threadIdx.x / 32),
-        lane_(threadIdx.x % 32),
-        mix_(args.r + 2 * kDecodeState),
-        epoch_(*args.epoch) {
-    for (int slot = threadIdx.x; slot < args.b * mix_; slot += kDecodeThreads) {
+        thread_(static_cast<int>(threadIdx.x)),
+        warp_(thread_ / 32),
+        lane_(thread_ % 32),
+        block_(static_cast<int>(blockIdx.x)) {
+    const uint32_t last_epoch = *args.epoch;  // Of the last call.
+    if (thread_ == 0) lastEpoch() = last_epoch;
+    for (int slot = thread_; slot < args.b * mix(); slot += kDecodeThreads) {
       totals()[slot] = args.totals[slot];
     }
-    const int values = share.outs * kTileRows * kRows;
-    for (int i = threadIdx.x; i < values; i += kDecodeThreads) {
+    const int values = share().outs * kTileRows * kRows;
+    for (int i = thread_; i < values; i += kDecodeThreads) {
       const int row = i / kTileRows % kRows;
-      const int column = kTileRows * (share.out + i / (kTileRows * kRows)) + i % kTileRows;
-      own()[i] = row < args.b ? firstResidual(row, column) : 0.0f;
+      const int column = kTileRows * (share().out + i / (kTileRows * kRows)) + i % kTileRows;
+      if (row < args.b) {
+        own()[i] = firstResidual(args, row, column);
+        publish(args.residuals + int64_t{row} * args.m + column, __float_as_uint(own()[i]),
+                last_epoch + 1);
+      }
     }
+    syncComputing();
   }
 
-  __device__ void run() {
-    prefetchTables(args_, share_.pair, share_.pairs, 0);
+  __device__ __forceinline__ void run() {
     for (int layer = 0; layer < args_.layers; ++layer) {
-      prefetchTables(args_, share_.pair, share_.pairs,
-                     layer + 1);  // While the residuals are on their way.
-      if (share_.pairs > 0) {
+      if (share().pairs > 0) {
         channels(layer);
         scan(layer);
       }
@@ -130,6 +96,17 @@ class DecodeBlock {
   static constexpr int kWordsAtOnce = 4;                 // That a thread awaits together.
   static constexpr int kRowThreads = kDecodeThreads / kRows;  // That stage one text.
 
+  //! Called where a phase begins, so that nothing that follows from the thread's place in the block
+  //! is kept in registers for the next block of the model: too much does, and it would spill.
+  __device__ __forceinline__ void forgetPlace() {
+    asm volatile("" : "+r"(thread_), "+r"(block_));
+    warp_ = thread_ >> 5, lane_ = thread_ & 31;
+  }
+
+  __device__ BlockShare share() const { return BlockShare(args_, block_); }
+  //! Values that x_proj makes of a text.
+  __device__ int mix() const { return args_.r + 2 * kDecodeState; }
+
   template <typename T>
   __device__ T* sharedAt(int offset) const {
     extern __shared__ __align__(128) uint8_t shared[];
@@ -139,46 +116,69 @@ class DecodeBlock {
   __device__ float* partials() const { return sharedAt<float>(args_.partials_at); }
   __device__ float* mixed() const { return sharedAt<float>(args_.mixed_at); }
   __device__ Channel* u() const { return sharedAt<Channel>(args_.channels_at); }
-  __device__ Channel* gate() const { return u() + share_.pairs * kTileRows * kRows; }
+  __device__ Channel* gate() const { return u() + share().pairs * kTileRows * kRows; }
   __device__ float* own() const { return sharedAt<float>(args_.own_at); }
   __device__ float* reduce() const { return sharedAt<float>(args_.reduce_at); }
 
   // --- Residual and its norm -------------------------------------------------------------------
-
-  //! The residual before the first block: a row of the embedding, or x.
-  __device__ float firstResidual(int row, int column) const {
-    const DecodeMatrix& e = args_.embedding;
-    if (e.data == nullptr) return args_.x[row * args_.m + column];
-    const int64_t token = args_.token_ids[row];
-    if (token < 0 || token >= e.rows) return 0.0f;
-    const uint8_t* at = e.data + token * e.row_bytes;
-    if (e.bits == 16) return __half2float(reinterpret_cast<const __half*>(at)[column]);
-    const __half scale = reinterpret_cast<const __half*>(
-        e.scales)[int64_t{column >> e.group_shift} * e.rows + token];
-    const int code = e.bits == 8 ? at[column] : (at[column / 2] >> (4 * (column & 1))) & 15;
-    return static_cast<float>(code - (1 << (e.bits - 1))) * __half2float(scale);
-  }
-
-  __device__ float2 firstResiduals(int row, int pair) const {
-    return {firstResidual(row, 2 * pair), firstResidual(row, 2 * pair + 1)};
-  }
 
   static __device__ float2 floatsOf(const ulonglong2& pair) {
     return {__uint_as_float(static_cast<uint32_t>(pair.x)),
             __uint_as_float(static_cast<uint32_t>(pair.y))};
   }
 
-  __device__ void storeActivations(int row, int stride, int pair, float2 value, int bits) {
-    __half* to = activations() + row * stride;
-    if (bits == 4) {
+  template <int kMatrixBits>
+  __device__ void storeActivations(int row, int pair, float2 value) {
+    __half* to = activations() + row * activationStride(args_.m, kMatrixBits);
+    if constexpr (kMatrixBits == 4) {
       to[activationPlace(2 * pair, 4)] = __float2half_rn(value.x);
       to[activationPlace(2 * pair + 1, 4)] = __float2half_rn(value.y);
     } else {
-      reinterpret_cast<__half2*>(to)[pair] = __floats2half2_rn(value.x, value.y);
+      reinterpret_cast<__half2*>(to)[kRows == 1 ? pairPlace(pair) : pair] =
+          __floats2half2_rn(value.x, value.y);
     }
   }
 
-  //! Sum over the threads of one text; every one of them gets it. Two barriers.
+  //! The digits of columns 2 pair and 2 pair + 1 of a product with `columns`, highest digit first.
+  template <int kMatrixBits>
+  __device__ void storeDigits(int columns, int pair, float2 value, float inverse) {
+    uint8_t* to = sharedAt<uint8_t>(args_.activations_at) + digitPlace(2 * pair, kMatrixBits);
+    const uint32_t x = biasedDigits(value.x, inverse), y = biasedDigits(value.y, inverse);
+#pragma unroll
+    for (int digit = 0; digit < kDigits; ++digit, to += digitStride(columns)) {
+      const int byte = kDigits - 1 - digit;
+      const uint32_t both = __byte_perm(x, y, byte | ((4 + byte) << 4)) ^ 0x8080u;
+      if constexpr (kMatrixBits == 4) {
+        to[0] = static_cast<uint8_t>(both);
+        to[4] = static_cast<uint8_t>(both >> 8);
+      } else {
+        *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(both);
+      }
+    }
+  }
+
+  //! The digits of columns 4 i ... 4 i + 3 of out_proj's activations, two float16 a word.
+  __device__ void storeFourDigits(int i, uint2 halves, float inverse) {
+    const float2 low = unpackPair<__half>(halves.x), high = unpackPair<__half>(halves.y);
+    const uint32_t a = biasedDigits(low.x, inverse), b = biasedDigits(low.y, inverse);
+    const uint32_t c = biasedDigits(high.x, inverse), d = biasedDigits(high.y, inverse);
+    uint8_t* to = sharedAt<uint8_t>(args_.activations_at) + digitPlace(4 * i, kBits);
+#pragma unroll
+    for (int digit = 0; digit < kDigits; ++digit, to += digitStride(args_.d)) {
+      const int byte = kDigits - 1 - digit, two = byte | ((4 + byte) << 4);
+      if constexpr (kBits == 4) {
+        const uint32_t even = __byte_perm(a, c, two) ^ 0x8080u;
+        const uint32_t odd = __byte_perm(b, d, two) ^ 0x8080u;
+        reinterpret_cast<uint16_t*>(to)[0] = static_cast<uint16_t>(even);
+        reinterpret_cast<uint16_t*>(to)[2] = static_cast<uint16_t>(odd);
+      } else {
+        const uint32_t all = __byte_perm(__byte_perm(a, b, two), __byte_perm(c, d, two), 0x5410u);
+        *reinterpret_cast<uint32_t*>(to) = all ^ 0x80808080u;
+      }
+    }
+  }
+
+  //! Sum over the threads of one text; every one of them gets it. One barrier.
   __device__ float sumOfRow(float value) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
@@ -191,14 +191,44 @@ class DecodeBlock {
     return sum;
   }
 
-  //! rms_norm(residual) * weight as float16, in the order that weights of `bits` want.
+  //! Bits of |value|: in the order of the values, infinities and what is no number last.
+  static __device__ uint32_t magnitudeBits(float value) {
+    return __float_as_uint(value) & 0x7fffffffu;
+  }
+
+  //! This warp's largest magnitude, for largestMagnitude after the next barrier.
+  __device__ void noteMagnitude(uint32_t bits) {
+    bits = __reduce_max_sync(0xffffffffu, bits);
+    if (lane_ == 0) reduce()[kDecodeWarps + warp_] = __uint_as_float(bits);
+  }
+
+  //! The largest magnitude of all warps, but not so small that its inverse is infinite.
+  __device__ float largestMagnitude() const {
+    uint32_t bits = __float_as_uint(1e-30f);
+#pragma unroll
+    for (int i = 0; i < kDecodeWarps; ++i) {
+      bits = max(bits, __float_as_uint(reduce()[kDecodeWarps + i]));
+    }
+    return __uint_as_float(bits);
+  }
+
+  //! The last epoch of the call before; in shared memory, because registers are short.
+  __device__ uint32_t& lastEpoch() const {
+    return *sharedAt<uint32_t>(args_.reduce_at + 4 * (2 * kDecodeWarps + 1));
+  }
+
+  //! What the lowest digit of the activations is worth.
+  __device__ float& digitUnit() const { return reduce()[2 * kDecodeWarps]; }
+
+  //! rms_norm(residual) * weight as activations of a product with weights of these bits.
   //! The residual is that before block `layer`.
-  __device__ void normalise(int layer, const float* weight, int bits) {
+  template <int kMatrixBits>
+  __device__ void normalise(int layer, const float* weight) {
+    forgetPlace();
     const int pairs = args_.m / 2;
-    const int stride = activationStride(args_.m, bits);
-    const int row = threadIdx.x / kRowThreads, thread = threadIdx.x % kRowThreads;
+    const int row = thread_ / kRowThreads, thread = thread_ % kRowThreads;
     const bool exists = row < args_.b;
-    const uint32_t epoch = epoch_ + layer;
+    const uint32_t epoch = lastEpoch() + layer + 1;
     const unsigned long long* words = args_.residuals + int64_t{row} * args_.m;
     const float2* weights = reinterpret_cast<const float2*>(weight);
     float squares = 0.0f;
@@ -207,18 +237,15 @@ class DecodeBlock {
       // which does not count.
       const int rounds = (pairs + kRowThreads - 1) / kRowThreads;
       const auto pairOf = [&](int i) { return min(thread + i * kRowThreads, pairs - 1); };
-      float2 value[kPairsPerThread] = {}, scale[kPairsPerThread];
+      float2 value[kPairsPerThread] = {}, scale[kPairsPerThread] = {};
+#pragma unroll
+      for (int i = 0; i < kPairsPerThread; ++i) {
+        if (i < rounds) scale[i] = weights[pairOf(i)];  // On their way with the residuals.
+      }
 #pragma unroll
       for (int first = 0; first < kPairsPerThread; first += kWordsAtOnce) {
         if (first >= rounds) break;
-        if (layer == 0) {
-#pragma unroll
-          for (int i = first; i < first + kWordsAtOnce; ++i) {
-            if (i < rounds) value[i] = firstResiduals(row, pairOf(i));
-          }
-          continue;
-        }
-        ulonglong2 word[kWordsAtOnce];
+        ulonglong2 word[kWordsAtOnce] = {};
 #pragma unroll
         for (int i = 0; i < kWordsAtOnce; ++i) {
           if (first + i < rounds) word[i] = readPair(words + 2 * pairOf(first + i));
@@ -231,31 +258,37 @@ class DecodeBlock {
           }
         }
       }
+      uint32_t largest = 0;
 #pragma unroll
       for (int i = 0; i < kPairsPerThread; ++i) {
-        if (i < rounds) scale[i] = weights[pairOf(i)];  // On their way during the sum.
         if (thread + i * kRowThreads >= pairs) value[i] = {};
-      }
-#pragma unroll
-      for (int i = 0; i < kPairsPerThread; ++i) {
         squares = fmaf(value[i].x, value[i].x, squares);
         squares = fmaf(value[i].y, value[i].y, squares);
+        if (i < rounds) value[i] = {value[i].x * scale[i].x, value[i].y * scale[i].y};
+        largest = max(largest, max(magnitudeBits(value[i].x), magnitudeBits(value[i].y)));
       }
+      if constexpr (isInDigits(kMatrixBits, kRows)) noteMagnitude(largest);
       const float norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
+      if constexpr (isInDigits(kMatrixBits, kRows)) {
+        const float most = largestMagnitude(), inverse = kLargestFixed * reciprocalUnit(most);
+        if (thread_ == 0) digitUnit() = most * norm * (1.0f / kLargestFixed);
 #pragma unroll
-      for (int i = 0; i < kPairsPerThread; ++i) {
-        const int pair = thread + i * kRowThreads;
-        if (pair < pairs) {
-          storeActivations(row, stride, pair,
-                           {value[i].x * norm * scale[i].x, value[i].y * norm * scale[i].y}, bits);
+        for (int i = 0; i < kPairsPerThread; ++i) {
+          const int pair = thread + i * kRowThreads;
+          if (pair < pairs) storeDigits<kMatrixBits>(args_.m, pair, value[i], inverse);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kPairsPerThread; ++i) {
+          const int pair = thread + i * kRowThreads;
+          if (pair < pairs) {
+            storeActivations<kMatrixBits>(row, pair, {value[i].x * norm, value[i].y * norm});
+          }
         }
       }
     } else {
       // Too many for registers: read twice, the second time from L2 without waiting.
-      const auto residual = [&](int pair) {
-        return layer == 0 ? firstResiduals(row, pair)
-                          : floatsOf(awaitPair(words + 2 * pair, epoch));
-      };
+      const auto residual = [&](int pair) { return floatsOf(awaitPair(words + 2 * pair, epoch)); };
       if (exists) {
         for (int pair = thread; pair < pairs; pair += kRowThreads) {
           const float2 value = residual(pair);
@@ -266,8 +299,8 @@ class DecodeBlock {
       if (exists) {
         for (int pair = thread; pair < pairs; pair += kRowThreads) {
           const float2 value = residual(pair), scale = weights[pair];
-          storeActivations(row, stride, pair, {value.x * norm * scale.x, value.y * norm * scale.y},
-                           bits);
+          storeActivations<kMatrixBits>(row, pair,
+                                        {value.x * norm * scale.x, value.y * norm * scale.y});
         }
       }
     }
@@ -276,10 +309,20 @@ class DecodeBlock {
 
   // --- Products --------------------------------------------------------------------------------
 
-  //! Offset in shared memory of the activations that this lane multiplies.
-  __device__ int laneActivations(int stride) const {
-    // Rows of the product beyond the texts are never looked at.
-    return args_.activations_at + (kRows == 1 ? 0 : 2 * min(lane_ >> 2, args_.b - 1) * stride);
+  //! Offset in shared memory of the activations that this lane multiplies with its first block.
+  template <int kMatrixBits>
+  __device__ int laneActivations(int columns, int first_block) const {
+    const int column = 512 / kMatrixBits * first_block;
+    const int group = lane_ >> 2, place = lane_ & 3;
+    // Columns of the product beyond the digits or texts are never looked at.
+    if constexpr (isInDigits(kMatrixBits, kRows)) {
+      return args_.activations_at + min(group, kDigits - 1) * digitStride(columns) + column +
+             16 * place;
+    } else {
+      const int text = kRows == 1 ? 0 : min(group, args_.b - 1);
+      return args_.activations_at + 2 * (text * activationStride(columns, kMatrixBits) + column) +
+             (kMatrixBits == 16 ? 16 : 32) * place + (kRows == 1 ? 8 * (group & 1) : 0);
+    }
   }
 
   __device__ int partialAt(int tile, int slice, int row, DecodeSplit split) const {
@@ -288,84 +331,127 @@ class DecodeBlock {
   }
 
   //! One batch of units of a product: this warp's sums to shared memory.
-  template <int kMatrixBits>
+  template <int kMatrixBits, bool kMayBeOdd>
   __device__ void multiplyBatch(const DecodeMatrix& matrix, DecodeSplit split, int columns,
                                 int first_unit, int tiles) {
+    forgetPlace();
     const ProductShare share(matrix, split, warp_);
     const int slice = warp_ & ((1 << split.log_slices) - 1);
-    const int from = laneActivations(activationStride(columns, kMatrixBits));
-    const int units = min(kBatchUnits, (tiles + 1) / 2 - first_unit);
-    for (int unit = share.unit; unit < units; unit += share.unit_step) {
-      const bool has_twin = 2 * (first_unit + unit) + 1 < tiles;
-      const TileSums sums =
-          has_twin ? multiplyTiles<kMatrixBits, true>(queue_, share.blocks, from, lane_)
-                   : multiplyTiles<kMatrixBits, false>(queue_, share.blocks, from, lane_);
-      const int row_of_tile = lane_ >> 2, text = 2 * (lane_ & 3);
+    const int blocks = share.blocks.size();
+    const int from = laneActivations<kMatrixBits>(columns, share.blocks.begin);
+    const float unit_of_digits = isInDigits(kMatrixBits, kRows)
+                                     ? digitUnit() * (kMatrixBits == 4 ? 1.0f / 16.0f : 1.0f)
+                                     : 1.0f;
+    const int text = 2 * (lane_ & 3), tile_stride = partialAt(1, 0, 0, split);
+    float* to = partials() + partialAt(0, slice, text, split) + (lane_ >> 2);
+    const auto store = [&](int unit, TileSums sums) {
+      if constexpr (isInDigits(kMatrixBits, kRows)) {
+        // The lowest digit is in the neighbour.
+        const auto join = [&](const float (&digits)[2]) {
+          const float upper = fmaf(65536.0f, digits[0], 256.0f * digits[1]);
+          return (upper + __shfl_down_sync(0xffffffffu, digits[0], 1)) * unit_of_digits;
+        };
+        sums.first[0] = join(sums.first), sums.twin[0] = join(sums.twin);
+      }
 #pragma unroll
       for (int i = 0; i < (kRows > 1 ? 2 : 1); ++i) {
         if (kRows > 1 || text == 0) {
-          partials()[partialAt(2 * unit, slice, text + i, split) + row_of_tile] = sums.first[i];
-          partials()[partialAt(2 * unit + 1, slice, text + i, split) + row_of_tile] = sums.twin[i];
+          float* at = to + 2 * unit * tile_stride + i * kTileRows;
+          at[0] = sums.first[i], at[tile_stride] = sums.twin[i];
         }
+      }
+    };
+    const int twins = min(kBatchUnits, tiles / 2 - first_unit);
+    const int log_step = kLogDecodeWarps - split.log_slices;
+    const int mine = max(0, (twins - share.unit + share.unit_step - 1) >> log_step);
+    multiplyUnits<kMatrixBits, kRows, true>(
+        queue_, mine, blocks, from, lane_, args_.signs,
+        [&](int i, const TileSums& sums) { store(share.unit + i * share.unit_step, sums); });
+    if constexpr (kMayBeOdd) {
+      // The last tile, if it has no twin.
+      const bool is_mine = (twins & (share.unit_step - 1)) == share.unit;
+      if (tiles % 2 != 0 && twins < kBatchUnits && is_mine) {
+        multiplyUnits<kMatrixBits, kRows, false>(
+            queue_, 1, blocks, from, lane_, args_.signs,
+            [&](int, const TileSums& sums) { store(twins, sums); });
       }
     }
   }
 
   __device__ float sumOfSlices(int tile, int row, int index, DecodeSplit split) const {
     const float* from = partials() + partialAt(tile, 0, row, split) + index;
+    // Always as many addends as there are warps: fewer slices count several times, which is exact.
     const int slices = 1 << split.log_slices;
     float part[kDecodeWarps];
 #pragma unroll
     for (int slice = 0; slice < kDecodeWarps; ++slice) {
-      part[slice] = slice < slices ? from[slice * kRows * kTileRows] : 0.0f;
+      part[slice] = from[(slice & (slices - 1)) * kRows * kTileRows];
     }
 #pragma unroll
     for (int width = kDecodeWarps / 2; width > 0; width /= 2) {
 #pragma unroll
       for (int slice = 0; slice < width; ++slice) part[slice] += part[slice + width];
     }
-    return part[0];
+    return part[0] * (static_cast<float>(slices) / kDecodeWarps);
   }
 
   //! Which value of a batch a thread finishes: of tile, text and row of the tile.
   struct Item {
     int tile, row, index;
-    __device__ Item()
-        : tile(threadIdx.x / (kTileRows * kRows)),
-          row(threadIdx.x / kTileRows % kRows),
-          index(threadIdx.x % kTileRows) {}
+    __device__ explicit Item(int thread)
+        : tile(thread / (kTileRows * kRows)),
+          row(thread / kTileRows % kRows),
+          index(thread % kTileRows) {}
   };
+
+  //! Half of a slot, four times 16 bytes.
+  static __device__ __forceinline__ void loadWords(uint4 (&words)[4], const Slot& slot, int half) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = loadShared(slot.at + half * halfSlotBytes(kBits) + 512 * i);
+    }
+  }
 
   // --- Phases ----------------------------------------------------------------------------------
 
+  //! A value of in_proj, and what the convolution knows of its channel.
+  struct ChannelItem : Item {
+    int pair, channel;
+    bool is_gate, is_mine;
+    float* state;
+    __device__ ChannelItem(const DecodeBlock& block, int layer, int first)
+        : Item(block.thread_), pair(first + this->tile / 2), is_gate(this->tile % 2 != 0) {
+      const DecodeArgs& args = block.args_;
+      const BlockShare share = block.share();
+      is_mine = this->tile < 2 * kBatchUnits && pair < share.pairs && this->row < args.b;
+      channel = kTileRows * (share.pair + pair) + this->index;
+      state =
+          args.conv_state + (int64_t{layer} * args.b + this->row) * (args.k - 1) * args.d + channel;
+    }
+  };
+
   __device__ void channels(int layer) {
-    const Item item;
-    const int pair_in_batch = item.tile / 2;
-    const bool is_gate = item.tile % 2 != 0;
+    forgetPlace();
     const int past = args_.k - 1;
-    for (int first = 0; first < share_.pairs; first += kBatchUnits) {
-      const int pair = first + pair_in_batch;
-      const bool is_mine = pair_in_batch < kBatchUnits && pair < share_.pairs && item.row < args_.b;
-      const int channel = kTileRows * (share_.pair + pair) + item.index;
-      if (first == 0) normalise(layer, args_.norm.of(layer), kBits);
-      float weights[kMaxConvPast + 1], before[kMaxConvPast], bias = 0.0f;
-      float* state =
-          args_.conv_state + (int64_t{layer} * args_.b + item.row) * past * args_.d + channel;
-      if (is_mine && !is_gate) {
-        bias = args_.conv_bias.of(layer)[channel];
-        const float* from = args_.conv_weight.of(layer) + channel;
+    for (int first = 0; first < share().pairs; first += kBatchUnits) {
+      if (first == 0) normalise<kBits>(layer, args_.norm.of(layer));
+      float weights[kMaxConvPast + 1] = {}, before[kMaxConvPast] = {}, bias = 0.0f;
+      if (const ChannelItem item(*this, layer, first); item.is_mine && !item.is_gate) {
+        bias = args_.conv_bias.of(layer)[item.channel];
+        const float* from = args_.conv_weight.of(layer) + item.channel;
 #pragma unroll
         for (int i = 0; i <= kMaxConvPast; ++i) {
           weights[i] = i <= past ? from[i * args_.d] : 0.0f;
-          if (i < kMaxConvPast) before[i] = i < past ? state[i * args_.d] : 0.0f;
+          if (i < kMaxConvPast) before[i] = i < past ? item.state[i * args_.d] : 0.0f;
         }
       }
-      multiplyBatch<kBits>(args_.in_proj, args_.in_split, args_.m, first, 2 * share_.pairs);
+      multiplyBatch<kBits, false>(args_.in_proj, args_.in_split, args_.m, first, 2 * share().pairs);
       syncComputing();
-      if (is_mine) {
+      // Made anew, so that it takes no registers during the products.
+      if (const ChannelItem item(*this, layer, first); item.is_mine) {
         const float value = sumOfSlices(item.tile, item.row, item.index, args_.in_split);
-        const int to = (pair * kRows + item.row) * kTileRows + item.index;
-        if (is_gate) {
+        const int to = (item.pair * kRows + item.row) * kTileRows + item.index;
+        if (item.is_gate) {
           gate()[to] = fromFloat<Channel>(siluFast(value));
         } else {
           float total = bias;
@@ -373,7 +459,8 @@ class DecodeBlock {
           for (int i = 0; i < kMaxConvPast; ++i) {
             if (i < past) {
               total = fmaf(weights[i], before[i], total);
-              state[i * args_.d] = i + 1 < past ? before[i + 1 < kMaxConvPast ? i + 1 : i] : value;
+              item.state[i * args_.d] =
+                  i + 1 < past ? before[i + 1 < kMaxConvPast ? i + 1 : i] : value;
             }
           }
 #pragma unroll
@@ -390,77 +477,101 @@ class DecodeBlock {
 
   //! This block's columns of x_proj times its u, added to the sums of all blocks.
   __device__ void addColumns(int layer) {
-    const ColumnShare mine(args_, warp_);
+    forgetPlace();
+    const ColumnShare mine(args_, share(), warp_);
+    const int pair_begin = share().pair, pairs = share().pairs;
     const DecodeMatrix& matrix = args_.x_proj;
     const __half* scales =
         reinterpret_cast<const __half*>(matrix.scales + layer * matrix.scales_layer_bytes);
     for (int group = mine.row_group; group < mine.row_groups; group += kDecodeWarps) {
       const int row_of_matrix = 32 * group + lane_;
       const bool exists = row_of_matrix < matrix.rows;
-      float sums[kRows] = {};
-      for (int first = mine.part; first < share_.pairs; first += 4 * mine.parts) {
-        float scale[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+      float sums[kRows] = {}, scale[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+      const auto loadScales = [&](int window) {
         if constexpr (kBits != 16) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const int pair = first + i * mine.parts;
-            const int scale_group = (kTileRows * (share_.pair + pair)) >> matrix.group_shift;
-            if (exists && pair < share_.pairs) {
-              scale[i] = __half2float(scales[scale_group * matrix.rows + row_of_matrix]);
-            }
+            const int at = mine.begin + 64 * window + 16 * i;
+            const int scale_group = at * 8 / kBits >> matrix.group_shift;
+            scale[i] = exists && at < mine.end
+                           ? __half2float(scales[scale_group * matrix.rows + row_of_matrix])
+                           : 0.0f;
           }
         }
-        const int slot = queue_.next();
+      };
+      loadScales(mine.part);
+      Slot slot = {};
+      bool is_second = false;
+      for (int window = mine.part; window < mine.windows; window += mine.parts) {
+        if (!is_second) slot = queue_.take();
+        const int from = slot.at + 48 * lane_ + (is_second ? halfSlotBytes(kBits) : 0);
         uint4 words[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) words[i] = loadShared(slot + 512 * i);
-        queue_.release();
+        for (int i = 0; i < 4; ++i) words[i] = loadShared(from + 16 * (i ^ ((lane_ >> 1) & 3)));
+        if (is_second || window + mine.parts >= mine.windows) {
+          queue_.lookAhead();
+          queue_.giveBack(slot, lane_);
+        }
+        is_second = !is_second;
+        const float scale_now[4] = {scale[0], scale[1], scale[2], scale[3]};
+        loadScales(window + mine.parts);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int pair = first + i * mine.parts;
-          if (pair < share_.pairs) {
+          constexpr int kPairs = 16 / kBits;  // Of 16 bytes.
+          const int first = (mine.begin + 64 * window + 16 * i) / kBits - pair_begin;
+          float dots[kRows] = {};
+#pragma unroll
+          for (int j = 0; j < kPairs; ++j) {
+            const int pair = first + j;
+            if (pair < 0 || pair >= pairs) continue;
             float w[kTileRows];
-            unpackColumns(words[i], w);
+            unpackColumns(words[i], j, w);
 #pragma unroll
             for (int row = 0; row < kRows; ++row) {
               const Channel* input = u() + (pair * kRows + row) * kTileRows;
-              float dot = 0.0f;
 #pragma unroll
-              for (int j = 0; j < kTileRows; ++j) dot = fmaf(w[j], toFloat(input[j]), dot);
-              sums[row] = fmaf(scale[i], dot, sums[row]);
+              for (int k = 0; k < kTileRows; ++k) {
+                dots[row] = fmaf(w[k], toFloat(input[k]), dots[row]);
+              }
             }
+          }
+#pragma unroll
+          for (int row = 0; row < kRows; ++row) {
+            sums[row] = fmaf(scale_now[i], dots[row], sums[row]);
           }
         }
       }
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
         if (exists && row < args_.b) {
-          addToSum(args_.sums + kSumStride * (row * mix_ + row_of_matrix), sums[row]);
+          addToSum(args_.sums + kSumStride * (row * mix() + row_of_matrix), sums[row]);
         }
       }
       if (mine.row_groups <= kDecodeWarps) break;
     }
   }
 
-  //! Eight neighbouring weights of a row of x_proj, in columns' order.
-  static __device__ void unpackColumns(const uint4& words, float (&w)[kTileRows]) {
+  //! Code i of a word minus the zero point, made in the mantissa of 2^23: conversions are slow.
+  static __device__ float weightOf(uint32_t word, int i) {
+    constexpr uint32_t kExponent = 0x4b000000u;
+    const uint32_t bits = kBits == 8 ? __byte_perm(word, kExponent, 0x7440u | i)
+                                     : ((word >> (4 * i)) & 15u) | kExponent;
+    return __uint_as_float(bits) - (8388608.0f + (1 << (kBits - 1)));
+  }
+
+  //! Eight neighbouring weights of a row, the ones at place j of 16 bytes, in columns' order.
+  static __device__ void unpackColumns(const uint4& words, int j, float (&w)[kTileRows]) {
+    const uint32_t bits[4] = {words.x, words.y, words.z, words.w};
     if constexpr (kBits == 16) {
-      const uint32_t bits[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float2 pair = unpackPair<__half>(bits[i]);
         w[2 * i] = pair.x, w[2 * i + 1] = pair.y;
       }
-    } else if constexpr (kBits == 8) {
-#pragma unroll
-      for (int i = 0; i < kTileRows; ++i) {
-        const uint32_t word = i < 4 ? words.x : words.y;
-        w[i] = static_cast<float>(static_cast<int>((word >> (8 * (i % 4))) & 255u) - 128);
-      }
     } else {
 #pragma unroll
       for (int i = 0; i < kTileRows; ++i) {
-        w[i] = static_cast<float>(static_cast<int>((words.x >> (4 * i)) & 15u) - 8);
+        w[i] = weightOf(bits[(8 * j + i) * kBits / 32], i % (32 / kBits));
       }
     }
   }
@@ -472,7 +583,8 @@ class DecodeBlock {
 
   //! The complete sums to shared memory, normed where the model wants that. Ends in a barrier.
   __device__ void receiveSums() {
-    for (int slot = threadIdx.x; slot < args_.b * mix_; slot += kDecodeThreads) {
+    forgetPlace();
+    for (int slot = thread_; slot < args_.b * mix(); slot += kDecodeThreads) {
       const unsigned long long before = totals()[slot];
       const unsigned long long now =
           awaitSum(args_.sums + kSumStride * slot, before, args_.addends);
@@ -484,7 +596,7 @@ class DecodeBlock {
       for (int job = warp_; job < 3 * args_.b; job += kDecodeWarps) {
         const int row = job / 3, part = job % 3;
         float* values =
-            mixed() + row * mix_ + (part == 0 ? 0 : args_.r + (part - 1) * kDecodeState);
+            mixed() + row * mix() + (part == 0 ? 0 : args_.r + (part - 1) * kDecodeState);
         const int count = part == 0 ? args_.r : kDecodeState;
         float squares = 0.0f;
         for (int i = lane_; i < count; i += 32) squares = fmaf(values[i], values[i], squares);
@@ -500,6 +612,7 @@ class DecodeBlock {
   }
 
   __device__ void scan(int layer) {
+    forgetPlace();
     const int entries = stepEntries<kBits>(args_.r);
     const int chunks = args_.r / kStepChunk<kBits>;
     const int channel_lane = lane_ >> 2, quarter = lane_ & 3;
@@ -513,8 +626,8 @@ class DecodeBlock {
     const int out_index = 4 * half + 2 * ((lane_ >> 1) & 1) + ((lane_ >> 2) & 1);
     float my_bias = 0.0f, my_skip = 0.0f, chunk_scale[4] = {};
     const auto load = [&](int pair) {
-      if (pair >= share_.pairs) return;
-      const int channel = kTileRows * (share_.pair + pair);
+      if (pair >= share().pairs) return;
+      const int channel = kTileRows * (share().pair + pair);
       my_bias = bias[channel + channel_lane];
       my_skip = skip[channel + out_index];
       if constexpr (kBits != 16) {
@@ -530,19 +643,23 @@ class DecodeBlock {
     };
     load(warp_);  // While the sums are on their way.
     receiveSums();
-    for (int pair = warp_; pair < share_.pairs; pair += kDecodeWarps) {
-      const int channel = kTileRows * (share_.pair + pair);
+    for (int pair = warp_; pair < share().pairs; pair += kDecodeWarps) {
+      const int channel = kTileRows * (share().pair + pair);
       // The slots of dt_proj, then the rates, then the state of a single text: see WeightStream.
       constexpr int kLast = kRows == 1 ? 2 : 1;
       float step[kRows] = {};
       uint4 rates = {}, states = {};
+      Slot slot = {};
 #pragma unroll 1
       for (int first = 0; first < entries + kLast; first += 4) {
-        const int slot = queue_.next();
+        const int half = first / 4 % 2;
+        if (half == 0) slot = queue_.take();
         uint4 words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) words[i] = loadShared(slot + 512 * i);
-        queue_.release();
+        loadWords(words, slot, half);
+        if (half == 1 || first + 4 >= entries + kLast) {
+          queue_.lookAhead();
+          queue_.giveBack(slot, lane_);
+        }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int entry = first + i, chunk = quarter + 4 * entry;
@@ -568,7 +685,7 @@ class DecodeBlock {
         const float dt = softplusFast(sum + bias_kept);
         float h[4] = {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
                       __uint_as_float(words.w)};
-        const float* projected = mixed() + row * mix_ + args_.r;
+        const float* projected = mixed() + row * mix() + args_.r;
         const float B = projected[state], C = projected[kDecodeState + state];
         const Channel* input = u() + (pair * kRows + row) * kTileRows;
         float y[4];
@@ -588,17 +705,17 @@ class DecodeBlock {
       if constexpr (kRows == 1) {
         advanceState(0, states);
       } else {
-        for (int first = 0; first < args_.b; first += 4) {
-          const int slot = queue_.next();
+        const Slot states_of_all = queue_.take();
+        for (int half = 0; half < kRows / 4; ++half) {
           uint4 words[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) words[i] = loadShared(slot + 512 * i);
-          queue_.release();
+          loadWords(words, states_of_all, half);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            if (first + i < args_.b) advanceState(first + i, words[i]);
+            if (4 * half + i < args_.b) advanceState(4 * half + i, words[i]);
           }
         }
+        queue_.lookAhead();
+        queue_.giveBack(states_of_all, lane_);
       }
     }
   }
@@ -610,7 +727,7 @@ class DecodeBlock {
     for (int row = 0; row < kRows; ++row) {
       if (row < args_.b) {
         const float4* dt =
-            reinterpret_cast<const float4*>(mixed() + row * mix_ + chunk * kStepChunk<kBits>);
+            reinterpret_cast<const float4*>(mixed() + row * mix() + chunk * kStepChunk<kBits>);
         float dot = 0.0f;
 #pragma unroll
         for (int i = 0; i < kStepChunk<kBits> / 4; ++i) {
@@ -627,15 +744,11 @@ class DecodeBlock {
 
   static __device__ void unpackSteps(const uint4& words, float (&w)[kStepChunk<kBits>]) {
     if constexpr (kBits == 16) {
-      unpackColumns(words, w);
+      unpackColumns(words, 0, w);
     } else {
       const uint32_t bits[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const uint32_t word = bits[i * kBits / 32];
-        const uint32_t code = (word >> (i * kBits % 32)) & ((1u << kBits) - 1u);
-        w[i] = static_cast<float>(static_cast<int>(code) - (1 << (kBits - 1)));
-      }
+      for (int i = 0; i < 16; ++i) w[i] = weightOf(bits[i * kBits / 32], i % (32 / kBits));
     }
   }
 
@@ -656,20 +769,64 @@ class DecodeBlock {
     const float next = __shfl_xor_sync(0xffffffffu, out, 4);
     if (lane_ < 4) {
       unsigned long long* word = args_.outputs + int64_t{row} * (args_.d / 2) +
-                                 (kTileRows * (share_.pair + pair) + out_index) / 2;
-      publish(word, packPair<__half>(out, next), epoch_ + layer + 1);
+                                 (kTileRows * (share().pair + pair) + out_index) / 2;
+      publish(word, packPair<__half>(out, next), lastEpoch() + layer + 1);
     }
+  }
+
+  //! The same as digits.
+  __device__ void receiveOutputDigits(int layer) {
+    forgetPlace();
+    constexpr int kWordPairs = 8;  // Of a thread, at most.
+    const int words = args_.d / 2;
+    const uint32_t epoch = lastEpoch() + layer + 1;
+    // Rounds are the same for all threads; in the last, those without words read the last ones.
+    const int rounds = (words + 2 * kDecodeThreads - 1) / (2 * kDecodeThreads);
+    const auto placeOf = [&](int i) { return min(2 * (thread_ + i * kDecodeThreads), words - 2); };
+    uint2 values[kWordPairs] = {};
+    uint32_t largest = 0;
+#pragma unroll
+    for (int first = 0; first < kWordPairs; first += kWordsAtOnce) {
+      if (first >= rounds) break;
+      ulonglong2 word[kWordsAtOnce] = {};
+#pragma unroll
+      for (int i = 0; i < kWordsAtOnce; ++i) {
+        if (first + i < rounds) word[i] = readPair(args_.outputs + placeOf(first + i));
+      }
+#pragma unroll
+      for (int i = 0; i < kWordsAtOnce; ++i) {
+        if (first + i < rounds) {
+          while (!isOf(word[i], epoch)) word[i] = readPair(args_.outputs + placeOf(first + i));
+          values[first + i] = {static_cast<uint32_t>(word[i].x), static_cast<uint32_t>(word[i].y)};
+          const float2 low = unpackPair<__half>(values[first + i].x);
+          const float2 high = unpackPair<__half>(values[first + i].y);
+          largest = max(max(largest, max(magnitudeBits(low.x), magnitudeBits(low.y))),
+                        max(magnitudeBits(high.x), magnitudeBits(high.y)));
+        }
+      }
+    }
+    noteMagnitude(largest);
+    syncComputing();
+    const float most = largestMagnitude(), inverse = kLargestFixed * reciprocalUnit(most);
+    if (thread_ == 0) digitUnit() = most * (1.0f / kLargestFixed);
+#pragma unroll
+    for (int i = 0; i < kWordPairs; ++i) {
+      if (i >= rounds) break;
+      storeFourDigits(placeOf(i) / 2, values[i], inverse);
+    }
+    syncComputing();
   }
 
   //! The gated outputs of all blocks as activations of out_proj. Ends in a barrier.
   __device__ void receiveOutputs(int layer) {
-    const int row = threadIdx.x / kRowThreads, thread = threadIdx.x % kRowThreads;
+    forgetPlace();
+    const int row = thread_ / kRowThreads, thread = thread_ % kRowThreads;
     const int words = args_.d / 2, stride = activationStride(args_.d, kBits);
-    const uint32_t epoch = epoch_ + layer + 1;
+    const uint32_t epoch = lastEpoch() + layer + 1;
     const unsigned long long* from = args_.outputs + int64_t{row} * words;
     if (row < args_.b) {
       for (int first = 2 * thread; first < words; first += 2 * kRowThreads * kWordsAtOnce) {
-        ulonglong2 word[kWordsAtOnce];
+        ulonglong2 word[kWordsAtOnce] = {};
 #pragma unroll
         for (int i = 0; i < kWordsAtOnce; ++i) {
           const int at = first + 2 * i * kRowThreads;
@@ -700,27 +857,35 @@ class DecodeBlock {
         to[activationPlace(2 * at + 2 * i, 4)] = __low2half(pairs[i]);
         to[activationPlace(2 * at + 2 * i + 1, 4)] = __high2half(pairs[i]);
       }
+    } else if constexpr (kRows == 1) {
+      reinterpret_cast<uint32_t*>(to)[pairPlace(at)] = low;
+      reinterpret_cast<uint32_t*>(to)[pairPlace(at + 1)] = high;
     } else {
       *reinterpret_cast<uint2*>(to + 2 * at) = make_uint2(low, high);
     }
   }
 
   __device__ void outputs(int layer) {
-    if (share_.outs == 0) return;
-    const Item item;
-    receiveOutputs(layer);
+    if (share().outs == 0) return;
+    forgetPlace();
+    if constexpr (isInDigits(kBits, kRows)) {
+      receiveOutputDigits(layer);
+    } else {
+      receiveOutputs(layer);
+    }
     const bool is_last = layer + 1 == args_.layers;
-    const int units = (share_.outs + 1) / 2;
+    const int units = (share().outs + 1) / 2;
     for (int first = 0; first < units; first += kBatchUnits) {
-      multiplyBatch<kBits>(args_.out_proj, args_.out_split, args_.d, first, share_.outs);
+      multiplyBatch<kBits, true>(args_.out_proj, args_.out_split, args_.d, first, share().outs);
       syncComputing();
+      const Item item(thread_);
       const int tile = 2 * first + item.tile;
-      if (item.tile < 2 * kBatchUnits && tile < share_.outs && item.row < args_.b) {
+      if (item.tile < 2 * kBatchUnits && tile < share().outs && item.row < args_.b) {
         float& residual = own()[(tile * kRows + item.row) * kTileRows + item.index];
         residual += sumOfSlices(item.tile, item.row, item.index, args_.out_split);
-        const int column = kTileRows * (share_.out + tile) + item.index;
+        const int column = kTileRows * (share().out + tile) + item.index;
         publish(args_.residuals + int64_t{item.row} * args_.m + column, __float_as_uint(residual),
-                epoch_ + layer + 1);
+                lastEpoch() + layer + 2);
         if (is_last && args_.y != nullptr) args_.y[item.row * args_.m + column] = residual;
       }
       syncComputing();
@@ -737,22 +902,26 @@ class DecodeBlock {
     }
   };
 
+  //! The best of each thread; not kept in registers, of which the products need all.
+  __device__ Candidate* candidates() const { return sharedAt<Candidate>(args_.candidates_at); }
+
   template <int kHeadBits>
-  __device__ void headBatches(Candidate& best) {
-    const Item item;
-    normalise(args_.layers, args_.final_norm, kHeadBits);
-    const int units = (share_.heads + 1) / 2;
+  __device__ void headBatches() {
+    forgetPlace();
+    normalise<kHeadBits>(args_.layers, args_.final_norm);
+    const int units = (share().heads + 1) / 2;
     for (int first = 0; first < units; first += kBatchUnits) {
-      multiplyBatch<kHeadBits>(args_.head, args_.head_split, args_.m, first, share_.heads);
+      multiplyBatch<kHeadBits, true>(args_.head, args_.head_split, args_.m, first, share().heads);
       syncComputing();
+      const Item item(thread_);
       const int tile = 2 * first + item.tile;
-      if (item.tile < 2 * kBatchUnits && tile < share_.heads && item.row < args_.b) {
+      if (item.tile < 2 * kBatchUnits && tile < share().heads && item.row < args_.b) {
         const float logit = sumOfSlices(item.tile, item.row, item.index, args_.head_split);
-        const int32_t id = kTileRows * (share_.head + tile) + item.index;
+        const int32_t id = kTileRows * (share().head + tile) + item.index;
         if (id < args_.vocab) {
           if (args_.logits != nullptr) args_.logits[int64_t{item.row} * args_.vocab + id] = logit;
           const Candidate candidate = {logit, id};
-          if (best.isBehind(candidate)) best = candidate;
+          if (candidates()[thread_].isBehind(candidate)) candidates()[thread_] = candidate;
         }
       }
       syncComputing();
@@ -761,36 +930,37 @@ class DecodeBlock {
 
   //! Head and greedy choice; then the words that the next call begins with.
   __device__ void finish() {
-    Candidate best = {-INFINITY, 0x7fffffff};
-    if (args_.head.data != nullptr && share_.heads > 0) {
-      if (args_.head.bits == 16) {
-        headBatches<16>(best);
-      } else if (args_.head.bits == 8) {
-        headBatches<8>(best);
-      } else {
-        headBatches<4>(best);
+    forgetPlace();
+    candidates()[thread_] = {-INFINITY, 0x7fffffff};
+    if (args_.head.data != nullptr && share().heads > 0) {
+      if (kBits == 16 || args_.head.bits == 16) {
+        headBatches<16>();
+      } else if constexpr (kBits != 16) {
+        if (args_.head.bits == 8) {
+          headBatches<8>();
+        } else {
+          headBatches<4>();
+        }
       }
     }
-    const uint32_t epoch = epoch_ + args_.layers;
-    // One candidate a thread; threads of one text differ in tile and index.
-    Candidate* candidates = reinterpret_cast<Candidate*>(partials());
-    candidates[threadIdx.x] = best;
+    const uint32_t epoch = lastEpoch() + args_.layers + 1;
     syncComputing();
+    // One candidate a thread; threads of one text differ in tile and index.
     constexpr int kRowStride = kTileRows * kRows;
     for (int row = warp_; row < args_.b; row += kDecodeWarps) {
       Candidate mine = {-INFINITY, 0x7fffffff};
       for (int i = lane_; i < kDecodeThreads / kRows; i += 32) {
         const int at = i / kTileRows * kRowStride + row * kTileRows + i % kTileRows;
-        if (mine.isBehind(candidates[at])) mine = candidates[at];
+        if (mine.isBehind(candidates()[at])) mine = candidates()[at];
       }
       mine = bestOfWarp(mine);
       if (lane_ == 0) {
-        unsigned long long* words = args_.best + 2 * (int64_t{blockIdx.x} * args_.b + row);
+        unsigned long long* words = args_.best + 2 * (int64_t{block_} * args_.b + row);
         publish(words, __float_as_uint(mine.logit), epoch);
         publish(words + 1, static_cast<uint32_t>(mine.id), epoch);
       }
     }
-    if (blockIdx.x != 0) return;
+    if (block_ != 0) return;
     // Every block has sent its last word: whatever they read at their start may change now.
     for (int row = warp_; row < args_.b; row += kDecodeWarps) {
       Candidate mine = {-INFINITY, 0x7fffffff};
@@ -808,10 +978,10 @@ class DecodeBlock {
       }
     }
     syncComputing();
-    for (int slot = threadIdx.x; slot < args_.b * mix_; slot += kDecodeThreads) {
+    for (int slot = thread_; slot < args_.b * mix(); slot += kDecodeThreads) {
       args_.totals[slot] = totals()[slot];
     }
-    if (threadIdx.x == 0) *args_.epoch = epoch;
+    if (thread_ == 0) *args_.epoch = epoch;
   }
 
   static __device__ Candidate bestOfWarp(Candidate mine) {
@@ -825,18 +995,15 @@ class DecodeBlock {
   }
 
   const DecodeArgs& args_;
-  const BlockShare& share_;
   Queue queue_;
-  const int warp_, lane_;
-  const int mix_;
-  const uint32_t epoch_;
+  int thread_, warp_, lane_, block_;
 };
 
 template <int kBits, int kRows, int kDepth>
 __global__ void __launch_bounds__(kDecodeBlockThreads, 1)
     decodeKernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) uint8_t shared[];
-  const BlockShare share(args);
+  const BlockShare share(args, static_cast<int>(blockIdx.x));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x < kDecodeWarps) {
     Ring<kBits, kDepth>(shared, threadIdx.x, 0).start();
@@ -846,7 +1013,7 @@ __global__ void __launch_bounds__(kDecodeBlockThreads, 1)
     WeightFetcher<kBits, kRows, kDepth>(args, share, shared, warp - kDecodeWarps, lane).run();
   } else {
     const WeightQueue<kBits, kDepth> queue(shared, warp, lane);
-    DecodeBlock<kBits, kRows, kDepth>(args, share, queue).run();
+    DecodeBlock<kBits, kRows, kDepth>(args, queue).run();
   }
 }
 

@@ -10,14 +10,24 @@
  * no weight is ever shuffled: lane 4 g + t holds row g, columns 8 t ... of a block of 32 (float16),
  * 16 t ... of 64 (8 bits and 4 bits).
  *
- * Codes become float16 by writing them into the mantissa of 1024 (the trick of FasterTransformer's
- * and Marlin's dequantisation): exact, and multiplied as integers; the scale of a group is applied
- * to the float32 sum of its columns. A 4-bit word gives the pairs (0, 4), (1, 5), (2, 6), (3, 7) of
- * its eight columns: activations that meet 4-bit weights lie in that order (activationPlace).
+ * For one text, codes are multiplied as bytes (m16n8k32), after one instruction a word in 8 bits
+ * and three in 4: the activations are 22-bit fixed-point numbers in units of a common step, and
+ * their three digits to the base of 256 are three columns of the product, of which a single text
+ * leaves seven free. Integers, so exact; the scale of a group is applied to the sum of its columns,
+ * the digits are put together once a tile.
+ *
+ * For more texts, codes become float16 by writing them into the mantissa of 1024 (the trick of
+ * FasterTransformer's and Marlin's dequantisation): exact, and multiplied as integers.
+ *
+ * A 4-bit word holds columns 0, 2, 4, 6 in the low halves of its bytes and 1, 3, 5, 7 in the upper
+ * ones; as float16 it gives the pairs (0, 4), (1, 5), (2, 6), (3, 7). Activations that meet 4-bit
+ * weights lie in that order (digitPlace, activationPlace).
  */
 #pragma once
 
 #include <cuda_fp16.h>
+
+#include <type_traits>
 
 #include "decode_stream.cuh"
 
@@ -30,6 +40,31 @@ __device__ __forceinline__ int activationPlace(int column, int bits) {
   return (column & ~7) | ((within & 3) << 1) | (within >> 2);
 }
 
+//! Where pair `pair` of the float16 activations of a single text lies: words 0 and 2 of four first.
+__device__ __forceinline__ int pairPlace(int pair) {
+  return (pair & ~3) | ((pair & 1) << 1) | ((pair >> 1) & 1);
+}
+
+//! Where column `column` of a digit lies, in bytes.
+__device__ __forceinline__ int digitPlace(int column, int bits) {
+  if (bits != 4) return column;
+  const int within = column & 7;
+  return (column & ~7) | ((within & 1) << 2) | (within >> 1);
+}
+
+//! Adding it to a float below 2^22 leaves the nearest integer in the lower bits of the sum, and a
+//! sum of integers that starts at its bits can be read as a float.
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+
+//! Fixed-point activations stay below: a little under 2^22.
+constexpr float kLargestFixed = 4190000.0f;
+
+//! value * inverse as an integer: its digits, each plus 128, in bytes 0 (the lowest) to 2.
+__device__ __forceinline__ uint32_t biasedDigits(float value, float inverse) {
+  // From 2^22 + 2^23 below the exponent to half of 256 in every digit.
+  return __float_as_uint(fmaf(value, inverse, kRound)) + 0x00408080u;
+}
+
 //! D += A B: a0, a2 are row g of the first tile, a1, a3 of the twin, b0, b1 text g; D holds row g
 //! of the first tile and then of the twin for the texts 2 t and 2 t + 1.
 __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
@@ -37,6 +72,15 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+//! D += A B in 8-bit integers, laid out like mma with four columns of A where that has two.
+__device__ __forceinline__ void mmaBytes(uint32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                         uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
@@ -155,79 +199,283 @@ __device__ __forceinline__ void multiplyBlock(TileSums& sums, const uint4& w, co
   }
 }
 
-/*!
- * This warp's columns of two tiles, or of one if !kHasTwin.
- *
- * activations: offset in shared memory of text g's activations (of text 0 for all lanes where there
- * is one). Products that depend on each other are kept apart: a warp issues in order, and an mma
- * takes some thirty clocks.
- */
-template <int kBits, bool kHasTwin, typename Queue>
-__device__ __forceinline__ TileSums multiplyTiles(Queue& queue, Range blocks, int activations,
-                                                  int lane) {
-  constexpr int kStep = kHasTwin ? 2 : 4;  // Blocks of a slot.
-  TileSums sums = {};
-  if constexpr (kBits == 16) {
-    float partial[4][4] = {};
-    int at = activations + 64 * blocks.begin + 16 * (lane & 3);
-#pragma unroll 1
-    for (int block = blocks.begin; block < blocks.end; block += kStep, at += 64 * kStep) {
-      const int left = blocks.end - block;
-      const int slot = queue.next();
-      uint4 w[4], x[kStep];
-#pragma unroll
-      for (int i = 0; i < kStep; ++i) {
-        x[i] = uint4{};  // Zeros times zeros where there is no block.
-        if (i < left) x[i] = loadShared(at + 64 * i);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        w[i] = uint4{};
-        if (i / (4 / kStep) < left) w[i] = loadShared(slot + 512 * i);
-      }
-      queue.release();
-      if constexpr (kHasTwin) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const uint4 &a = w[2 * i], &b = w[2 * i + 1];
-          mma(partial[2 * i], a.x, b.x, a.y, b.y, x[i].x, x[i].y);
-          mma(partial[2 * i + 1], a.z, b.z, a.w, b.w, x[i].z, x[i].w);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) mma(partial[i], w[i].x, 0u, w[i].y, 0u, x[i].x, x[i].y);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) mma(partial[i], w[i].z, 0u, w[i].w, 0u, x[i].z, x[i].w);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums.add(partial[i]);
-  } else {
-    constexpr int kGroups = 8 / kBits;  // Of 64 columns, in a block.
-    const int x_lane = activations + 32 * (lane & 3);
-#pragma unroll 1
-    for (int block = blocks.begin; block < blocks.end; block += kStep) {
-      const int left = blocks.end - block;
-      const int slot = queue.next();
-      const int scales = slot + 2048 - 16 * lane + 2 * (lane >> 2);
-#pragma unroll
-      for (int i = 0; i < kStep; ++i) {
-        if (i < left) {
-          const int x = x_lane + 128 * kGroups * (block + i);
-          const int group = scales + 16 * kGroups * i;
-          if constexpr (kHasTwin) {
-            multiplyBlock<kBits, true>(sums, loadShared(slot + 1024 * i),
-                                       loadShared(slot + 1024 * i + 512), x, group,
-                                       group + 32 * kGroups);
-          } else {
-            multiplyBlock<kBits, false>(sums, loadShared(slot + 512 * i), uint4{}, x, group, group);
-          }
-        }
-      }
-      queue.release();
+//! Two words of codes of one row as what mmaBytes takes: minus the zero point, and 4-bit codes
+//! times 16, because they lie in the upper halves of the bytes then. From 8 bits: two times four
+//! columns; from 4 bits: one word's eight.
+template <int kBits>
+struct SignedBytes {
+  uint32_t low, high;
+
+  //! (word & 0xf0f0f0f0) ^ signs
+  static __device__ __forceinline__ uint32_t upperHalves(uint32_t word, uint32_t signs) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, 0xf0f0f0f0, %2, 0x6a;" : "=r"(d) : "r"(word), "r"(signs));
+    return d;
+  }
+
+  __device__ __forceinline__ SignedBytes(uint32_t word, uint32_t next, uint32_t signs) {
+    if constexpr (kBits == 8) {
+      low = word ^ signs, high = next ^ signs;
+    } else {
+      low = upperHalves(word << 4, signs), high = upperHalves(word, signs);
     }
   }
-  return sums;
+};
+
+/*!
+ * 64 columns of both tiles in codes, four words of 8 bits or two of 4: x holds the digits of the
+ * lane's 16 activations, one digit in lanes of the same g.
+ */
+template <int kBits, bool kHasTwin>
+__device__ __forceinline__ void multiplyDigits(TileSums& sums, const uint32_t (&words)[kBits / 2],
+                                               const uint32_t (&twin)[kBits / 2], const uint4& x,
+                                               uint32_t signs, float scale, float twin_scale) {
+  // At most 64 * 128 * 128 is added, so that the sums stay readable as floats.
+  const uint32_t begin = __float_as_uint(kRound);
+  uint32_t d[4] = {begin, begin, begin, begin};
+  constexpr int kStep = kBits / 4;
+  const uint32_t digits[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const SignedBytes<kBits> a(words[kStep * i], words[kStep * i + kStep - 1], signs);
+    const SignedBytes<kBits> b(twin[kStep * i], twin[kStep * i + kStep - 1], signs);
+    mmaBytes(d, a.low, kHasTwin ? b.low : 0u, a.high, kHasTwin ? b.high : 0u, digits[2 * i],
+             digits[2 * i + 1]);
+  }
+  float c[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) c[i] = __uint_as_float(d[i]) - kRound;
+  sums.add(c, scale, twin_scale);
+}
+
+/*!
+ * The products of one warp with its columns of some tiles, slot after slot.
+ *
+ * activations: offset in shared memory of what this lane multiplies in the first of its blocks; of
+ * digits: of digit min(g, 2), of float16: of text g (of text 0 for all lanes where there is one).
+ * Products that depend on each other are kept apart: a warp issues in order, and an mma takes some
+ * thirty clocks.
+ */
+template <int kBits, int kRows, bool kHasTwin>
+class TileProduct {
+ public:
+  static constexpr int kStep = kHasTwin ? 2 : 4;  // Blocks of half a slot.
+
+  //! What a lane's 16 bytes of float16 weights meet; of a single text in two columns: see below.
+  using Halves = std::conditional_t<kRows == 1, uint2, uint4>;
+
+  //! Half a slot in registers, and what it is multiplied with where that is loaded with it.
+  struct Part {
+    int at;
+    uint4 w[4];
+    Halves x[kStep];
+  };
+
+  __device__ TileProduct(int activations, int blocks, int lane, uint32_t signs)
+      : activations_(activations),
+        signs_(signs),
+        last_(activations + kBlockBytes * (blocks - 1)),
+        scales_(2048 - 16 * lane + 2 * (lane >> 2)),
+        odd_(lane & 4 ? -64 : 64),
+        narrow_(32 * ((lane >> 3) & 1) - 8 * (lane & 3)),
+        second_(lane & 8 ? -32 : 32) {}
+
+  //! Begins with half a slot at `at`, which is half `index` of its tiles.
+  __device__ __forceinline__ void load(Part& part, int at_slot, int index) const {
+    part.at = at_slot;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // See placeOfChunk.
+      const bool is_odd = (kHasTwin ? i / 2 : i) % 2 != 0;
+      const int at = part.at + 512 * i + (is_odd ? odd_ : 0);
+      if constexpr (kBits == 4) {
+        const uint2 first = loadSharedHalf(at + narrow_);
+        const uint2 second = loadSharedHalf(at + narrow_ + second_);
+        part.w[i] = {first.x, first.y, second.x, second.y};
+      } else {
+        part.w[i] = loadShared(at);
+      }
+    }
+    if constexpr (kBits == 16 && (kHasTwin || kRows == 1)) loadActivationsOf(part.x, index);
+  }
+
+  __device__ __forceinline__ void multiply(const Part& part, int index) {
+    if constexpr (kBits == 16) {
+      multiplyHalves(part, index);
+    } else {
+      const int scales = part.at + scales_;
+#pragma unroll
+      for (int i = 0; i < kStep; ++i) {
+        const int block = kStep * index + i;
+        const int group = scales + 16 * kGroups * i;
+        const int twin_group = group + 32 * kGroups;
+        const uint4& w = part.w[kHasTwin ? 2 * i : i];
+        const uint4 twin = kHasTwin ? part.w[kHasTwin ? 2 * i + 1 : 0] : uint4{};
+        if constexpr (isInDigits(kBits, kRows)) {
+          multiplyBlockDigits(w, twin, activations_ + 64 * kGroups * block, group, twin_group);
+        } else {
+          // Blocks that do not exist have scales of zero; what they meet must be a number.
+          multiplyBlock<kBits, kHasTwin>(
+              sums_, w, twin, min(activations_ + kBlockBytes * block, last_), group, twin_group);
+        }
+      }
+    }
+  }
+
+  //! Sums of the tiles so far; the next ones begin.
+  __device__ __forceinline__ TileSums takeSums() {
+    if constexpr (kBits == 16) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (kRows == 1) {
+          float& sum = kHasTwin && i % 2 != 0 ? sums_.twin[0] : sums_.first[0];
+          sum += partial_[i][0] + partial_[i][3];
+        } else {
+          sums_.add(partial_[i]);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) partial_[i][j] = 0.0f;
+      }
+    }
+    const TileSums sums = sums_;
+    sums_ = {};
+    return sums;
+  }
+
+ private:
+  static constexpr int kGroups = 8 / (kBits == 16 ? 8 : kBits);  // Of 64 columns, in a block.
+  //! Of float16 activations that a block meets.
+  static constexpr int kBlockBytes = 1024 / kBits;
+
+  __device__ __forceinline__ void loadActivationsOf(Halves (&x)[kStep], int index) const {
+    const int at = activations_ + 64 * kStep * index;
+    // Blocks that do not exist are zeros; what they meet must be a number.
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) {
+      const int from = min(at + 64 * i, last_);
+      if constexpr (kRows == 1) {
+        x[i] = loadSharedHalf(from);
+      } else {
+        x[i] = loadShared(from);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiplyHalves(const Part& part, int index) {
+    const auto& w = part.w;
+    if constexpr (kRows == 1) {
+      // The 16 bytes that were loaded are the first operand as they are: words 0 and 2 as row g, 1
+      // and 3 as row 8 + g. They meet two columns: D has the sum of the former in (g, 0), of the
+      // latter in (8 + g, 1).
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint2 x = part.x[kHasTwin ? i / 2 : i];
+        mma(partial_[i], w[i].x, w[i].y, w[i].z, w[i].w, x.x, x.y);
+      }
+    } else if constexpr (kHasTwin) {
+      const auto& x = part.x;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint4 &a = w[2 * i], &b = w[2 * i + 1];
+        mma(partial_[2 * i], a.x, b.x, a.y, b.y, x[i].x, x[i].y);
+        mma(partial_[2 * i + 1], a.z, b.z, a.w, b.w, x[i].z, x[i].w);
+      }
+    } else {
+      Halves x[kStep];
+      loadActivationsOf(x, index);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) mma(partial_[i], w[i].x, 0u, w[i].y, 0u, x[i].x, x[i].y);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) mma(partial_[i], w[i].z, 0u, w[i].w, 0u, x[i].z, x[i].w);
+    }
+  }
+
+  __device__ __forceinline__ void multiplyBlockDigits(const uint4& w, const uint4& v,
+                                                      int activations, int scales,
+                                                      int twin_scales) {
+    constexpr int kWords = 4 / kGroups;  // Of a lane in 64 columns.
+    const uint32_t words[4] = {w.x, w.y, w.z, w.w}, twins[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      uint32_t part[kWords], twin_part[kWords];
+#pragma unroll
+      for (int j = 0; j < kWords; ++j) {
+        part[j] = words[kWords * i + j];
+        twin_part[j] = twins[kWords * i + j];
+      }
+      multiplyDigits<kBits, kHasTwin>(sums_, part, twin_part, loadShared(activations + 64 * i),
+                                      signs_, loadScale(scales + 16 * i),
+                                      kHasTwin ? loadScale(twin_scales + 16 * i) : 0.0f);
+    }
+  }
+
+  const int activations_;
+  const uint32_t signs_;
+  const int last_, scales_, odd_, narrow_, second_;
+  float partial_[4][4] = {};
+  TileSums sums_ = {};
+};
+
+/*!
+ * This warp's `blocks` columns of `units` units one after the other; store(i, sums) gets the sums
+ * of unit i.
+ *
+ * The next half of a slot is loaded before this one is multiplied, and the next slot asked for: a
+ * warp that waits for each step in turn takes about five times as long as it has instructions.
+ */
+template <int kBits, int kRows, bool kHasTwin, typename Queue, typename Store>
+__device__ __forceinline__ void multiplyUnits(Queue& queue, int units, int blocks, int activations,
+                                              int lane, uint32_t signs, const Store& store) {
+  using Product = TileProduct<kBits, kRows, kHasTwin>;
+  constexpr int kSlotBits = Queue::kSlotBits;  // The ring's, not this matrix'.
+  // Codes as float16 for several texts leave no registers for it.
+  constexpr bool kLoadsAhead = kBits == 16 || kRows == 1;
+  const int slots = (blocks + 2 * Product::kStep - 1) / (2 * Product::kStep);
+  if (slots == 0) {
+    for (int unit = 0; unit < units; ++unit) store(unit, TileSums{});
+    return;
+  }
+  Product product(activations, blocks, lane, signs);
+  if constexpr (!kLoadsAhead) {
+    for (int unit = 0; unit < units; ++unit) {
+      for (int index = 0; index < slots; ++index) {
+        const Slot slot = queue.take();
+#pragma unroll 1
+        for (int half = 0; half < 2; ++half) {
+          typename Product::Part part;
+          product.load(part, slot.at + half * halfSlotBytes(kSlotBits), 2 * index + half);
+          product.multiply(part, 2 * index + half);
+        }
+        queue.lookAhead();
+        queue.giveBack(slot, lane);
+      }
+      store(unit, product.takeSums());
+    }
+    return;
+  }
+  int left = units * slots, unit = 0, index = 0;
+  if (left == 0) return;
+  typename Product::Part first, second;
+  Slot slot = queue.take();
+  product.load(first, slot.at, 0);
+  queue.lookAhead();
+#pragma unroll 1
+  while (true) {
+    const bool is_last = index + 1 == slots;
+    const int following = is_last ? 0 : index + 1;
+    product.load(second, slot.at + halfSlotBytes(kSlotBits), 2 * index + 1);
+    product.multiply(first, 2 * index);
+    // After the last slot this one is loaded again: a load that may not happen costs 16 copies.
+    Slot next = slot;
+    if (left > 1) next = queue.take();
+    product.load(first, next.at, 2 * following);
+    queue.lookAhead();
+    product.multiply(second, 2 * index + 1);
+    queue.giveBack(slot, lane);
+    if (is_last) store(unit++, product.takeSums());
+    if (--left == 0) break;
+    index = following, slot = next;
+  }
 }
 
 }  // namespace s6

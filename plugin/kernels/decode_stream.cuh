@@ -9,32 +9,33 @@
  * The memory bus stays busy while the blocks wait for each other's values (the idea of Hazy
  * Research's low-latency megakernel), and no address is ever computed between two products.
  *
- * A slot of the ring is 2 KB, four entries of 16 bytes for each lane, laid so that lane i of the
- * computing warp reads what lane i of its partner copied: reads never collide in a bank. Slots of
- * packed matrices end in 128 bytes of scales. Two mbarriers a slot say that it is full (the copies
- * themselves arrive) and that it is free again.
+ * A slot of the ring has two halves of 2 KB, each four entries of 16 bytes for each lane of the
+ * computing warp; of packed matrices they end in 128 bytes of scales. Two mbarriers a slot say that
+ * it is full (the copies themselves arrive) and that it is free again.
  *
  * The list of a warp, block after block of the model:
- *     in     pairs (u tile, z tile) of its row group: 2 column blocks of both tiles a slot
- *     column 8 columns of x_proj for 32 of its rows, 4 of the pairs of its part a slot
+ *     in     pairs (u tile, z tile) of its row group: 4 column blocks of both tiles a slot
+ *     column 64 bytes of 32 rows of x_proj half a slot
  *     scan   for its pairs: dt_proj, A, the state
- *     out    tiles of its row group two by two like in; an odd one alone, 4 column blocks a slot
+ *     out    tiles of its row group two by two like in; an odd one alone, 8 column blocks a slot
  * and after the last block of the model the head's tiles, like out.
  */
 #pragma once
 
 #include "decode_args.cuh"
+#include "tensor_cores.cuh"
 
 namespace s6 {
-
-__device__ __forceinline__ uint32_t sharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 //! 16 bytes at an offset into the block's dynamic shared memory.
 __device__ __forceinline__ uint4 loadShared(int offset) {
   extern __shared__ __align__(128) uint8_t shared[];
   return *reinterpret_cast<const uint4*>(shared + offset);
+}
+
+__device__ __forceinline__ uint2 loadSharedHalf(int offset) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  return *reinterpret_cast<const uint2*>(shared + offset);
 }
 
 template <int kBytes>
@@ -43,6 +44,20 @@ __device__ __forceinline__ void copyAsync(uint32_t to, const uint8_t* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
+                 : "memory");
+  }
+}
+
+//! 16 bytes, or zeros instead if there is nothing to copy. kIsShared: other warps want the rest of
+//! the line soon.
+template <bool kIsShared>
+__device__ __forceinline__ void copyOrZeroAsync(uint32_t to, const uint8_t* from, bool exists) {
+  const int bytes = exists ? 16 : 0;
+  if constexpr (kIsShared) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                  : "memory");
   }
 }
@@ -79,6 +94,14 @@ __device__ __forceinline__ void arriveWithCopies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+//! Lanes that say a slot has been read: one, for its warp. compute-sanitizer's racecheck does not
+//! follow that the others' reads come before, so for it all do.
+#ifdef S6_SANITIZE
+constexpr int kReadersThatArrive = 32;
+#else
+constexpr int kReadersThatArrive = 1;
+#endif
+
 //! A range of 64-byte column blocks, or of anything else.
 struct Range {
   int begin, end;
@@ -89,13 +112,13 @@ struct Range {
 struct BlockShare {
   int pair, pairs, out, outs, head, heads;
 
-  __device__ explicit BlockShare(const DecodeArgs& args)
-      : pair(args.first_pair[blockIdx.x]),
-        pairs(args.first_pair[blockIdx.x + 1] - pair),
-        out(args.first_out[blockIdx.x]),
-        outs(args.first_out[blockIdx.x + 1] - out),
-        head(args.first_head[blockIdx.x]),
-        heads(args.first_head[blockIdx.x + 1] - head) {}
+  __device__ BlockShare(const DecodeArgs& args, int block)
+      : pair(args.first_pair[block]),
+        pairs(args.first_pair[block + 1] - pair),
+        out(args.first_out[block]),
+        outs(args.first_out[block + 1] - out),
+        head(args.first_head[block]),
+        heads(args.first_head[block + 1] - head) {}
 };
 
 //! A warp's part of a product: which columns, and which of the units of two tiles.
@@ -106,7 +129,9 @@ struct ProductShare {
   __device__ ProductShare(const DecodeMatrix& matrix, DecodeSplit split, int warp) {
     const int slice = warp & ((1 << split.log_slices) - 1);
     const int count = matrix.row_bytes / 64;
-    blocks = {(slice * count) >> split.log_slices, ((slice + 1) * count) >> split.log_slices};
+    const int together = blocksTogether(count), parts = count / together;
+    blocks = {together * ((slice * parts) >> split.log_slices),
+              together * (((slice + 1) * parts) >> split.log_slices)};
     unit = warp >> split.log_slices;
     unit_step = kDecodeWarps >> split.log_slices;
   }
@@ -114,12 +139,18 @@ struct ProductShare {
 
 /*!
  * How the warps share x_proj: 32 rows a row group, a warp one of them at a time; where there are
- * fewer row groups than warps, the pairs are dealt to several parts.
+ * fewer row groups than warps, the columns are dealt to several parts. A slot holds a window of 64
+ * bytes of each row; the first begins at the multiple of 16 before the block's first column.
  */
 struct ColumnShare {
   int row_groups, parts, part, row_group;
+  int begin, end;  //!< Bytes of a row; `end` is where the block's columns end.
+  int windows;
 
-  __device__ ColumnShare(const DecodeArgs& args, int warp) {
+  __device__ ColumnShare(const DecodeArgs& args, const BlockShare& share, int warp)
+      : begin(share.pair * args.x_proj.bits & ~15),
+        end((share.pair + share.pairs) * args.x_proj.bits),
+        windows(share.pairs > 0 ? (end - begin + 63) / 64 : 0) {
     row_groups = (args.x_proj.rows + 31) / 32;
     parts = max(1, kDecodeWarps / row_groups);
     part = row_groups >= kDecodeWarps ? 0 : warp / row_groups;
@@ -158,34 +189,110 @@ struct Ring {
   __device__ void start() const {
     for (int i = 0; i < kDepth; ++i) {
       startBarrier(barriers + i * 8, 32);
-      startBarrier(barriers + (kDepth + i) * 8, 1);
+      startBarrier(barriers + (kDepth + i) * 8, kReadersThatArrive);
     }
   }
 };
 
-//! The computing side of a ring.
+//! A full slot.
+struct Slot {
+  int at;         //!< Offset of this lane's part.
+  uint32_t free;  //!< The barrier that says that it has been read.
+};
+
+//! The computing side of a ring. A slot may be taken before the one before it is given back.
 template <int kBits, int kDepth>
 class WeightQueue {
  public:
-  __device__ WeightQueue(const uint8_t* shared, int warp, int lane)
-      : ring_(shared, warp, lane), lane_(lane) {}
+  static constexpr int kSlotBits = kBits;
 
-  //! Offset of this lane's part of the next slot, once it is full.
-  __device__ __forceinline__ int next() {
-    awaitBarrier<0>(ring_.full(), ring_.parity);
-    return ring_.offset();
-  }
-  //! The slot has been read by all lanes.
-  __device__ __forceinline__ void release() {
-    __syncwarp();
-    if (lane_ == 0) arrive(ring_.free());
+  __device__ WeightQueue(const uint8_t* shared, int warp, int lane) : ring_(shared, warp, lane) {}
+
+  //! The next slot, once it is full.
+  __device__ __forceinline__ Slot take() {
+    if (!is_ready_) awaitBarrier<0>(ring_.full(), ring_.parity);
+    const Slot slot = {ring_.offset(), ring_.free()};
     ring_.step();
+    is_ready_ = false;
+    return slot;
+  }
+  //! Asks whether the next slot is full; the answer comes while the warp does something else.
+  __device__ __forceinline__ void lookAhead() { is_ready_ = isOver(ring_.full(), ring_.parity); }
+  //! The slot has been read by all lanes.
+  __device__ __forceinline__ void giveBack(const Slot& slot, int lane) const {
+    __syncwarp();
+    if (lane < kReadersThatArrive) arrive(slot.free);
   }
 
  private:
   Ring<kBits, kDepth> ring_;
-  const int lane_;
+  bool is_ready_ = false;
 };
+
+/*!
+ * Brings what the phases of a block of the model read outside the stream into L2: done by the
+ * fetching warps, a row of a table each at a time.
+ */
+static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int pair, int pairs,
+                                                   int layer, int warp, int lane) {
+  constexpr int kLine = 128;
+  const auto fetch = [](const void* at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory");
+  };
+  // Elements at + 0 ... count - 1 of a table of floats.
+  const auto fetchRow = [&](const float* table, int at, int count) {
+    for (int i = lane * kLine / 4; i < count + kLine / 4; i += 8 * kLine) {
+      fetch(table + at + min(i, count - 1));
+    }
+  };
+  // The norm's weights serve all blocks: each fetches some lines.
+  const bool is_last = layer == args.layers;
+  const float* norm = is_last ? args.final_norm : args.norm.of(layer);
+  const int norm_line = (32 * warp + lane) * args.blocks + blockIdx.x;
+  if (norm != nullptr && norm_line * kLine < 4 * args.m) fetch(norm + norm_line * kLine / 4);
+  if (is_last || pairs == 0) return;
+  const int channel = kTileRows * pair, channels = kTileRows * pairs;
+  const int past = args.k - 1;
+  for (int row = warp; row < args.k + 3 + past * args.b; row += kDecodeWarps) {
+    const float* table = nullptr;
+    if (row < args.k) {
+      table = args.conv_weight.of(layer) + row * args.d;
+    } else if (row == args.k) {
+      table = args.conv_bias.of(layer);
+    } else if (row == args.k + 1) {
+      table = args.dt_bias.of(layer);
+    } else if (row == args.k + 2) {
+      table = args.D.of(layer);
+    } else {
+      table = args.conv_state + (int64_t{layer} * args.b * past + row - args.k - 3) * args.d;
+    }
+    fetchRow(table, channel, channels);
+  }
+  if (args.x_proj.bits != 16) {
+    // Scales are half as large as floats.
+    const DecodeMatrix& x = args.x_proj;
+    const int first = channel >> x.group_shift;
+    const int groups = ((channel + channels - 1) >> x.group_shift) - first + 1;
+    const float* x_scales = reinterpret_cast<const float*>(x.scales + layer * x.scales_layer_bytes);
+    for (int i = warp; i < groups; i += kDecodeWarps) {
+      fetchRow(x_scales, (first + i) * (x.rows / 2), x.rows / 2);
+    }
+    const DecodeMatrix& dt = args.dt_proj;
+    const float* dt_scales =
+        reinterpret_cast<const float*>(dt.scales + layer * dt.scales_layer_bytes);
+    for (int i = warp; i < args.r >> dt.group_shift; i += kDecodeWarps) {
+      fetchRow(dt_scales, (i * args.d + channel) / 2, channels / 2);
+    }
+  }
+}
+
+//! Where 16 bytes `chunk` of row `row` of a column block lie in its 512 bytes, as 16-byte reads of
+//! lane 4 row + chunk want it, so that reads and copies meet in no bank: rows of odd blocks change
+//! places in pairs; 4-bit rows, read as 8 bytes of each half, have their halves changed in two of
+//! four.
+__device__ __forceinline__ int placeOfChunk(int row, int chunk, int odd, bool is_narrow) {
+  return ((64 * row) ^ (64 * odd)) + 16 * (is_narrow ? chunk ^ (row & 2) : chunk);
+}
 
 //! The fetching side: copies the list of one computing warp.
 template <int kBits, int kRows, int kDepth>
@@ -195,15 +302,17 @@ class WeightFetcher {
                            int warp, int lane)
       : args_(args),
         share_(share),
-        ring_(shared, warp, lane),
+        ring_(shared, warp, 0),
         shared_(sharedAddress(shared)),
         warp_(warp),
         lane_(lane) {}
 
   __device__ void run() {
+    prefetchTables(args_, share_.pair, share_.pairs, 0, warp_, lane_);
     for (int layer = 0; layer < args_.layers; ++layer) {
       fetchProduct(args_.in_proj, args_.in_split, layer, kTileRows * share_.pair, share_.pairs,
                    kTileRows, args_.d, 2 * share_.pairs);
+      prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
       fetchColumns(layer);
       fetchScan(layer);
       fetchProduct(args_.out_proj, args_.out_split, layer, kTileRows * share_.out,
@@ -221,35 +330,33 @@ class WeightFetcher {
     awaitBarrier<100>(ring_.free(), ring_.parity ^ 1);  // A fresh ring is free.
     return shared_ + ring_.offset();
   }
+  //! Of the eight times 16 bytes a lane that a slot has.
+  static __device__ constexpr int entryAt(int i) {
+    return i / 4 * halfSlotBytes(kBits) + i % 4 * 512;
+  }
   __device__ __forceinline__ void end() {
     arriveWithCopies(ring_.full());
     ring_.step();
   }
 
-  //! 16 bytes of this lane's row; of 4-bit codes 8 of each half of the block, so that the block
-  //! is two groups of 64 columns one after the other.
-  __device__ __forceinline__ void copyBlock(uint32_t to, const uint8_t* from, bool is_narrow) {
-    if (kIsCoded && is_narrow) {
-      copyAsync<8>(to, from);
-      copyAsync<8>(to + 8, from + 32);
-    } else {
-      copyAsync<16>(to, from);
-    }
-  }
-
   /*!
    * A product's units: unit i is the tile at row + i * unit_rows and its twin twin_rows further,
    * which exists if 2 i + 1 < tiles.
+   *
+   * A copy takes whole lines of 128 bytes, 8 lanes each, because a multiprocessor asks for one line
+   * in two clocks, however little of it: lane 8 i + c copies 16 bytes c of row i.
    */
   __device__ void fetchProduct(const DecodeMatrix& matrix, DecodeSplit split, int layer, int row,
                                int units, int unit_rows, int twin_rows, int tiles) {
     const ProductShare mine(matrix, split, warp_);
-    const bool is_narrow = matrix.bits == 4;
     const int columns = 512 / matrix.bits;
-    const int64_t twin = int64_t{twin_rows} * matrix.row_bytes;
+    const int row_of_lane = lane_ >> 3, chunk = lane_ & 7, odd = chunk >> 2;
+    const int64_t twin = int64_t{twin_rows} * matrix.row_bytes,
+                  lower = int64_t{4} * matrix.row_bytes;
     const uint8_t* data = matrix.data + layer * matrix.layer_bytes +
-                          int64_t{row + (lane_ >> 2)} * matrix.row_bytes + 64 * mine.blocks.begin +
-                          (is_narrow ? 8 : 16) * (lane_ & 3);
+                          int64_t{row + row_of_lane} * matrix.row_bytes + 64 * mine.blocks.begin +
+                          16 * chunk;
+    const int place = placeOfChunk(row_of_lane, chunk & 3, odd, matrix.bits == 4);
     const uint8_t* scales = matrix.scales + layer * matrix.scales_layer_bytes + 2 * row;
     for (int unit = mine.unit; unit < units; unit += mine.unit_step) {
       const bool has_twin = 2 * unit + 1 < tiles;
@@ -261,51 +368,64 @@ class WeightFetcher {
       int column = columns * mine.blocks.begin + 64 * (lane_ - tile * tile_groups);
       const uint8_t* scales_of = scales + 2 * (unit * unit_rows + tile * twin_rows);
       const int step = has_twin ? 2 : 4;
-      for (int block = mine.blocks.begin; block < mine.blocks.end; block += step) {
-        const int left = mine.blocks.end - block;
-        const uint32_t to = begin();
-        if (has_twin) {
-          copyBlock(to, from, is_narrow);
-          copyBlock(to + 512, from + twin, is_narrow);
-          if (left > 1) {
-            copyBlock(to + 1024, from + 64, is_narrow);
-            copyBlock(to + 1536, from + twin + 64, is_narrow);
-          }
-        } else {
+      int left = mine.blocks.size() - odd;
+      while (left + odd > 0) {
+        const uint32_t slot = begin();
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            if (left > i) copyBlock(to + 512 * i, from + 64 * i, is_narrow);
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t at = slot + half * halfSlotBytes(kBits);
+          if (has_twin) {
+            const uint32_t to = at + place + 1024 * odd;
+            copyOrZeroAsync<false>(to, from, left > 0);
+            copyOrZeroAsync<false>(to + 256, from + lower, left > 0);
+            copyOrZeroAsync<false>(to + 512, from + twin, left > 0);
+            copyOrZeroAsync<false>(to + 768, from + twin + lower, left > 0);
+          } else {
+            const uint32_t to = at + place + 512 * odd;
+            copyOrZeroAsync<false>(to, from, left > 0);
+            copyOrZeroAsync<false>(to + 256, from + lower, left > 0);
+            copyOrZeroAsync<false>(to + 1024, from + 128, left > 2);
+            copyOrZeroAsync<false>(to + 1280, from + 128 + lower, left > 2);
           }
-        }
-        if (copies && column < columns * mine.blocks.end) {
-          copyAsync<16>(to + 2048,
-                        scales_of + int64_t{column >> matrix.group_shift} * 2 * matrix.rows);
+          if (copies) {
+            copyOrZeroAsync<true>(
+                at + 2048 + 16 * lane_,
+                scales_of + int64_t{column >> matrix.group_shift} * 2 * matrix.rows,
+                column < columns * mine.blocks.end);
+          }
+          from += 64 * step;
+          column += columns * step;
+          left -= step;
         }
         end();
-        from += 64 * step;
-        column += columns * step;
       }
     }
   }
 
+  //! 8 rows a copy, 4 lanes each; chunk c of row i lies at c ^ (i / 2 mod 4), so that the lanes of
+  //! the computing warp, a row each, meet in no bank.
   __device__ void fetchColumns(int layer) {
-    const ColumnShare mine(args_, warp_);
+    const ColumnShare mine(args_, share_, warp_);
     const DecodeMatrix& matrix = args_.x_proj;
-    const int step = mine.parts * kBits;  // 8 columns of kBits bits are kBits bytes.
+    const int row_of_lane = lane_ >> 2, chunk = lane_ & 3;
+    const int place = 64 * row_of_lane + 16 * (chunk ^ ((row_of_lane >> 1) & 3));
     for (int group = mine.row_group; group < mine.row_groups; group += kDecodeWarps) {
-      const int row = 32 * group + lane_;
-      const uint8_t* from = matrix.data + layer * matrix.layer_bytes +
-                            int64_t{row} * matrix.row_bytes + (share_.pair + mine.part) * kBits;
-      for (int pair = mine.part; pair < share_.pairs; pair += 4 * mine.parts) {
-        const uint32_t to = begin();
+      const int row = 32 * group + row_of_lane;
+      for (int window = mine.part; window < mine.windows; window += 2 * mine.parts) {
+        const uint32_t slot = begin() + place;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (row < matrix.rows && pair + i * mine.parts < share_.pairs) {
-            copyAsync<kBits>(to + 512 * i, from + i * step);
+        for (int half = 0; half < 2; ++half) {
+          const int at = mine.begin + 64 * (window + half * mine.parts) + 16 * chunk;
+          const uint8_t* from =
+              matrix.data + layer * matrix.layer_bytes + int64_t{row} * matrix.row_bytes + at;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            copyOrZeroAsync<false>(slot + half * halfSlotBytes(kBits) + 512 * i,
+                                   from + int64_t{8 * i} * matrix.row_bytes,
+                                   row + 8 * i < matrix.rows && at < mine.end);
           }
         }
         end();
-        from += 4 * step;
       }
       if (mine.row_groups <= kDecodeWarps) break;
     }
@@ -326,34 +446,30 @@ class WeightFetcher {
       const int64_t state_bytes = int64_t{4} * kDecodeState * args_.d;
       const uint8_t* states =
           reinterpret_cast<const uint8_t*>(args_.ssm_state + at) + layer * args_.b * state_bytes;
-      for (int first = 0; first < entries + kLast; first += 4) {
-        const uint32_t to = begin();
+      for (int first = 0; first < entries + kLast; first += 8) {
+        const uint32_t to = begin() + 16 * lane_;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 8; ++i) {
           const int entry = first + i;
           if (entry < entries) {
             if ((lane_ & 3) + 4 * entry < chunks) {
-              copyAsync<kChunkBytes>(to + 512 * i, from + 4 * kChunkBytes * entry);
+              copyAsync<kChunkBytes>(to + entryAt(i), from + 4 * kChunkBytes * entry);
             }
           } else if (entry == entries) {
-            copyAsync<16>(to + 512 * i, rates);
+            copyAsync<16>(to + entryAt(i), rates);
           } else if (kRows == 1 && entry == entries + 1) {
-            copyAsync<16>(to + 512 * i, states);
+            copyAsync<16>(to + entryAt(i), states);
           }
         }
         end();
       }
       if constexpr (kRows > 1) {
-        for (int text = 0; text < args_.b; text += 4) {
-          const uint32_t to = begin();
+        const uint32_t to = begin() + 16 * lane_;
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            if (text + i < args_.b) {
-              copyAsync<16>(to + 512 * i, states + (text + i) * state_bytes);
-            }
-          }
-          end();
+        for (int text = 0; text < kRows; ++text) {
+          if (text < args_.b) copyAsync<16>(to + entryAt(text), states + text * state_bytes);
         }
+        end();
       }
     }
   }

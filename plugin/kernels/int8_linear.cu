@@ -29,6 +29,7 @@
 
 #include "int8_codes.cuh"
 #include "scan_math.cuh"
+#include "tensor_cores.cuh"
 
 namespace s6 {
 namespace {
@@ -102,42 +103,13 @@ static_assert(kSharedBytes <= 99 * 1024, "fits the smallest of sm_80 to sm_90");
 //! Which 16-byte chunk of a row of x lies at place 0; rows r to r + 7 all differ.
 __device__ __forceinline__ int turnOfToken(int row) { return row & 7; }
 
-//! The same for the weights, whose rows are read as `weightRow` deals them.
+//! The same for the weights, whose rows are read as `dealtRow` deals them.
 __device__ __forceinline__ int turnOfWeight(int row) { return (row & 1) | ((row >> 1) & 6); }
-
-/*!
- * Row of a pair of mma tiles (16 rows) that is column `column` of its tile `tile`: dealt so that
- * the two results of a lane in one tile and the two in the other belong to four adjoining rows.
- */
-__device__ __forceinline__ int weightRow(int tile, int column) {
-  return (column >> 1) * 4 + tile * 2 + (column & 1);
-}
-
-__device__ __forceinline__ uint32_t sharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 __device__ __forceinline__ void copyAsync4(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(sharedAddress(shared)),
                "l"(global)
                : "memory");
-}
-
-__device__ __forceinline__ void loadMatrices(uint32_t (&to)[4], uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared));
-}
-
-//! d = a b + c, 16 tokens x 8 rows over 32 columns.
-__device__ __forceinline__ void multiplyAdd(uint32_t (&d)[4], const uint32_t (&a)[4],
-                                            const uint32_t* b, const uint32_t (&c)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%10, %11, %12, %13};"
-      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]),
-        "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
 /*!
@@ -213,7 +185,7 @@ __device__ __forceinline__ void addGroup(Sums& sums, const Stage& stage, int war
                                          int warp_row) {
   const int lane = threadIdx.x % kWarp;
   const int x_row = warp_token + lane % 16;
-  const int tile = lane / 16, weight_row = warp_row + weightRow(tile, lane % 8);
+  const int tile = lane / 16, weight_row = warp_row + dealtRow(tile, lane % 8);
   const uint32_t x = sharedAddress(stage.x) + x_row * kGroup +
                      ((lane / 16) ^ turnOfToken(x_row)) * kChunk;
   const uint32_t weight = sharedAddress(stage.weight) + weight_row * kGroup +

@@ -25,7 +25,7 @@ constexpr Shape kPublished[] = {{"130m", 768, 24},
                                 {"2.8b", 2560, 64}};
 constexpr int kOrinSharedBytes = 163 * 1024;
 //! The last of the kernels' ring depths: decode_half.cu and its likes.
-constexpr int kShallow = 7, kShallowBatch = 2;
+constexpr int kShallow = 4, kShallowCodes = 3, kShallowBatch = 2;
 
 S6Matrix matrix(int bits, int columns) {
   int group = bits == 4 ? 64 : 128;
@@ -68,7 +68,8 @@ void plansEveryPublishedModel() {
         for (const int blocks : {4, 8, 132, 200}) {
           const S6Decode p = problem(shape, bits, b);
           S6_EXPECT(s6_decode_check(&p) == S6_STATUS_OK);
-          const s6::DecodeArgs args = s6::planDecode(p, blocks, b == 1 ? kShallow : kShallowBatch);
+          const int shallow = bits == 16 ? kShallow : kShallowCodes;
+          const s6::DecodeArgs args = s6::planDecode(p, blocks, b == 1 ? shallow : kShallowBatch);
           S6_EXPECT(args.blocks <= blocks && args.blocks <= s6::kMaxDecodeBlocks);
           const int most = std::min({blocks, s6::kMaxDecodeBlocks, p.d / 8});
           S6_EXPECT(2 * args.blocks > most);  // None of the channels' rounds gets longer.
@@ -104,6 +105,9 @@ void refuses(S6Status wanted, const std::function<void(S6Decode&)>& spoil, int l
 
 void refusesBadProblems() {
   S6_EXPECT(s6_decode_check(nullptr) == S6_STATUS_NULL_POINTER);
+  S6Decode half = problem(kPublished[0], 16, 1);
+  half.head = matrix(8, half.m);
+  S6_EXPECT(s6_decode_check(&half) == S6_STATUS_BAD_DTYPE);
   REFUSES(S6_STATUS_BAD_ABI, p.struct_size -= 8);
   REFUSES(S6_STATUS_BAD_SIZE, p.b = 0);
   REFUSES(S6_STATUS_BAD_SIZE, p.b = S6_DECODE_MAX_BATCH + 1);

@@ -13,7 +13,8 @@
  *
  * Sizes: b texts, m model width, d inner channels, n state (16), k convolution width (2 to 4),
  * r rank of the step size. Residual, state, convolution and every sum are float32; what goes into a
- * large product is rounded to float16 first. Call rules as in selective_scan.h; in addition the
+ * large product is rounded to float16 first, or, of one text that meets codes, to 22 bits of the
+ * largest value. Call rules as in selective_scan.h; in addition the
  * call needs every multiprocessor of its stream to itself while it runs, because its blocks wait
  * for each other.
  */
