@@ -11,6 +11,7 @@ weights' codes as they are stored, so nothing is unpacked for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from pipeline.architecture import MambaArchitecture
 from pipeline.cublas import Cublas, Product
@@ -35,6 +36,7 @@ from pipeline.s6_prefill import (
     QuantLinearProblem,
     SliceNormsProblem,
 )
+from pipeline.s6_selection import SelectionProblem, prefers_selection
 
 # Logits of this many tokens at once where all are wanted.
 _LOGIT_ROWS = 128
@@ -42,6 +44,14 @@ _HALF, _FLOAT = 2, 4
 _ALIGNMENT = 256
 
 Mark = Callable[[str], None]
+
+
+class ScanInputs(NamedTuple):
+    """Where B and C of a stretch lie, in addresses and elements from one token to the next."""
+
+    B: int
+    C: int
+    row: int
 
 
 def _mark_nothing(_phase: str) -> None:
@@ -115,6 +125,7 @@ class Prefill:
     ) -> None:
         self._gpu, self._stream, self._architecture = gpu, stream, architecture
         self._stored = weights
+        self._selects = prefers_selection(architecture)
         self.cublas = Cublas(gpu, stream)
         self._int8_products = PRODUCTS if activations == "int8" else ()
         self.weights = HalfWeights(
@@ -208,7 +219,6 @@ class Prefill:
 
     def _block(self, layer: int, batch: int, length: int, mark: Mark) -> None:
         a, d, tokens = self._architecture, self._architecture.d_inner, batch * length
-        row = narrow_row(a)
         takes_codes = bool(self._int8_products) and tokens > FEW_TOKENS
         mark("norm")
         weight = self._vector("norm.weight", layer)
@@ -220,25 +230,15 @@ class Prefill:
             self._product("in_proj.weight", layer, tokens, self._hidden, a.d_model, self._xz, 2 * d)
         mark("convolution")
         self._convolve(layer, batch, length)
-        mark("x_proj")
-        self._product("x_proj.weight", layer, tokens, self._u, d, self._narrow, row)
-        if a.mixer_norm_eps is not None:
-            mark("norm")
-            norms = SliceNormsProblem(
-                rows=tokens,
-                r=a.dt_rank,
-                n=a.d_state,
-                eps=a.mixer_norm_eps,
-                x=self._narrow,
-                x_row=row,
-            )
-            call("s6_slice_norms", norms, self._stream.handle)
-        mark("dt_proj")
-        self._product("dt_proj.weight", layer, tokens, self._narrow, row, self._delta, d)
+        if self._selects and tokens > FEW_TOKENS:
+            mark("selection")
+            inputs = self._select(layer, tokens)
+        else:
+            inputs = self._project(layer, tokens, mark)
         if tokens > FEW_TOKENS:
             self.weights.unpack_meanwhile(layer)
         mark("scan")
-        self._scan(layer, batch, length)
+        self._scan(layer, batch, length, inputs)
         # The product adds to the residual itself, in float32.
         if takes_codes:
             mark("rounding")
@@ -273,12 +273,52 @@ class Prefill:
         )
         call("s6_causal_conv1d", problem, self._stream.handle)
 
-    def _scan(self, layer: int, batch: int, length: int) -> None:
+    def _select(self, layer: int, tokens: int) -> ScanInputs:
+        """delta, B and C by one kernel."""
+        a = self._architecture
+        inputs = ScanInputs(
+            B=self._narrow, C=self._narrow + _HALF * tokens * a.d_state, row=a.d_state
+        )
+        problem = SelectionProblem(
+            tokens=tokens,
+            d=a.d_inner,
+            r=a.dt_rank,
+            n=a.d_state,
+            u=self._u,
+            x_proj=self.weights.take("x_proj.weight", layer),
+            dt_proj=self.weights.take("dt_proj.weight", layer),
+            delta=self._delta,
+            B=inputs.B,
+            C=inputs.C,
+        )
+        call("s6_selection", problem, self._stream.handle)
+        return inputs
+
+    def _project(self, layer: int, tokens: int, mark: Mark) -> ScanInputs:
+        """The same by two products."""
+        a, d, row = self._architecture, self._architecture.d_inner, narrow_row(self._architecture)
+        mark("x_proj")
+        self._product("x_proj.weight", layer, tokens, self._u, d, self._narrow, row)
+        if a.mixer_norm_eps is not None:
+            mark("norm")
+            norms = SliceNormsProblem(
+                rows=tokens,
+                r=a.dt_rank,
+                n=a.d_state,
+                eps=a.mixer_norm_eps,
+                x=self._narrow,
+                x_row=row,
+            )
+            call("s6_slice_norms", norms, self._stream.handle)
+        mark("dt_proj")
+        self._product("dt_proj.weight", layer, tokens, self._narrow, row, self._delta, d)
+        B = self._narrow + _HALF * a.dt_rank
+        return ScanInputs(B=B, C=B + _HALF * a.d_state, row=row)
+
+    def _scan(self, layer: int, batch: int, length: int, inputs: ScanInputs) -> None:
         a = self._architecture
         _, ssm = self.state.addresses(batch)
         state = ssm + layer * batch * a.d_state * a.d_inner * _FLOAT
-        row = narrow_row(a)
-        B = self._narrow + _HALF * a.dt_rank
         problem = SelectiveScanProblem(
             dtype=FLOAT16,
             b=batch,
@@ -290,16 +330,16 @@ class Prefill:
             u=self._u,
             delta=self._delta,
             A=self._vector("A", layer),
-            B=B,
-            C=B + _HALF * a.d_state,
+            B=inputs.B,
+            C=inputs.C,
             D=self._vector("D", layer),
             z=self._xz + _HALF * a.d_inner,
             delta_bias=self._vector("dt_proj.bias", layer),
             state_in=state,
             state_out=state,
             y=self._xz,
-            B_row=row,
-            C_row=row,
+            B_row=inputs.row,
+            C_row=inputs.row,
             z_row=2 * a.d_inner,
             y_row=2 * a.d_inner,
         )

@@ -38,6 +38,7 @@ from pipeline import __version__
 from pipeline.architecture import MambaArchitecture
 from pipeline.cuda_weights import LINE_BYTES, ImagePlan
 from pipeline.quantize import Packing, packings, scales_name
+from pipeline.s6_selection import takes_selection
 from pipeline.weights import TensorPlace
 
 DOMAIN = "s6"
@@ -271,34 +272,39 @@ class _Prefill:
             conv_in,
             outputs=[f"u.{layer}", conv_out],
         )
-        mixed = self._product(self._flat(u, a.d_inner), of_block + "x_proj.weight")
-        if a.mixer_norm_eps is not None:
-            norms = {"r": a.dt_rank, "n": a.d_state, "eps": a.mixer_norm_eps}
-            mixed = g.ours("SliceNorms", mixed, attributes=norms)
-        step = g.node("Slice", mixed, g.indices(0), g.indices(a.dt_rank), g.indices(1))
-        delta = self._product(step, of_block + "dt_proj.weight")
-        mixed = self._timed(mixed)
-        begins = {
-            "B_begin": a.dt_rank,
-            "C_begin": a.dt_rank + a.d_state,
-            "z_begin": a.d_inner,
-            "sm_count": self._sm_count,
-        }
+        delta, B, C, begins = self._selection(self._flat(u, a.d_inner), layer)
         y = g.ours(
             "SelectiveScan",
             u,
             self._timed(delta),
             self._weight(of_block + "A"),
-            mixed,
-            mixed,
+            self._timed(B),
+            self._timed(C),
             self._weight(of_block + "D"),
             both,
             self._weight(of_block + "dt_proj.bias"),
             ssm_in,
-            attributes=begins,
+            attributes={**begins, "z_begin": a.d_inner, "sm_count": self._sm_count},
             outputs=[f"y.{layer}", ssm_out],
         )
         return self._product(self._flat(y, a.d_inner), of_block + "out_proj.weight")
+
+    def _selection(self, u: str, layer: int) -> tuple[str, str, str, dict[str, int]]:
+        """delta (t, d), B and C (t, n or more), and the columns at which B and C begin."""
+        a, g, of_block = self._architecture, self._graph, f"layers.{layer}."
+        if takes_selection(a):
+            names = [f"{name}.{layer}" for name in ("delta", "B", "C")]
+            matrices = [self._matrix(f"{of_block}{name}.weight") for name in ("x_proj", "dt_proj")]
+            g.ours("Selection", u, *matrices, attributes={"n": a.d_state}, outputs=names)
+            return names[0], names[1], names[2], {}
+        mixed = self._product(u, of_block + "x_proj.weight")
+        if a.mixer_norm_eps is not None:
+            norms = {"r": a.dt_rank, "n": a.d_state, "eps": a.mixer_norm_eps}
+            mixed = g.ours("SliceNorms", mixed, attributes=norms)
+        step = g.node("Slice", mixed, g.indices(0), g.indices(a.dt_rank), g.indices(1))
+        delta = self._product(step, of_block + "dt_proj.weight")
+        begins = {"B_begin": a.dt_rank, "C_begin": a.dt_rank + a.d_state}
+        return delta, mixed, mixed, begins
 
     def _embedded(self, token_ids: str) -> str:
         name = "embedding.weight"
@@ -309,16 +315,17 @@ class _Prefill:
 
     def _product(self, value: str, name: str) -> str:
         """(t, in) float16 times a matrix (out, in)."""
-        matrix, *scales = self._stored(name)
-        if scales:
-            columns = self._architecture.weights()[name].shape[1]
-            matrix = self._graph.ours(
-                "QuantMatrix",
-                *(matrix, *scales),
-                attributes={**self._packing(name), "columns": columns},
-            )
-        layer = name.removesuffix(".weight")
+        matrix, layer = self._matrix(name), name.removesuffix(".weight")
         return self._graph.node("Gemm", value, matrix, attributes={"transB": 1}, name=layer)
+
+    def _matrix(self, name: str) -> str:
+        """A matrix (out, in) float16, unpacked if it is packed."""
+        matrix, *scales = self._stored(name)
+        if not scales:
+            return matrix
+        columns = self._architecture.weights()[name].shape[1]
+        attributes = {**self._packing(name), "columns": columns}
+        return self._graph.ours("QuantMatrix", matrix, *scales, attributes=attributes)
 
     def _stored(self, name: str) -> list[str]:
         """A matrix as it is stored, with its scales if it is packed."""

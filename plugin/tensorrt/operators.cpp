@@ -14,6 +14,7 @@ const OpCode& codeOf(const OpRule& op) {
       {"QuantMatrix", runQuantMatrix, nullptr},
       {"AddRmsNorm", runAddRmsNorm, nullptr},
       {"SliceNorms", runSliceNorms, nullptr},
+      {"Selection", runSelection, nullptr},
       {"MambaStep", runMambaStep, mambaStepWorkspace},
   };
   for (const OpCode& code : kCodes) {

@@ -17,6 +17,7 @@ void runQuantEmbedding(const Call& call);
 void runQuantMatrix(const Call& call);
 void runAddRmsNorm(const Call& call);
 void runSliceNorms(const Call& call);
+void runSelection(const Call& call);
 void runMambaStep(const Call& call);
 std::size_t mambaStepWorkspace(const Call& call);
 

@@ -61,15 +61,17 @@ def scanned(
     return np.stack(rows, axis=1) * silu(z), h
 
 
-def wide(x: Array, begin: int, columns: int) -> Array:
-    return x[..., begin : begin + columns].astype(np.float32)
+def wide(x: Array, begin: int | None, columns: int) -> Array:
+    """Some columns; an attribute that is left out is None and means the first."""
+    first = begin or 0
+    return x[..., first : first + columns].astype(np.float32)
 
 
 class CausalConv1d(OpRun):  # type: ignore[misc]
     op_domain = "s6"
 
     def _run(self, x: Array, weight: Array, bias: Array, state: Array, **a: Any) -> Any:
-        y, after = convolved(wide(x, a.get("x_begin") or 0, len(bias)), weight, bias, state)
+        y, after = convolved(wide(x, a.get("x_begin"), len(bias)), weight, bias, state)
         return y.astype(x.dtype), after.astype(state.dtype)
 
 
@@ -83,8 +85,8 @@ class SelectiveScan(OpRun):  # type: ignore[misc]
         n, d = A.shape
         step = softplus(delta.astype(np.float32) + bias)
         y, after = scanned(
-            u.astype(np.float32), step, A, wide(B, a["B_begin"], n), wide(C, a["C_begin"], n), D,
-            wide(z, a["z_begin"], d), state,
+            u.astype(np.float32), step, A, wide(B, a.get("B_begin"), n),
+            wide(C, a.get("C_begin"), n), D, wide(z, a["z_begin"], d), state,
         )  # fmt: skip
         return y.astype(u.dtype), after
 
@@ -131,6 +133,17 @@ class SliceNorms(OpRun):  # type: ignore[misc]
         parts = np.split(x.astype(np.float32), [a["r"], a["r"] + a["n"]], axis=-1)
         normed = [rms_normed(part, a["eps"]) for part in parts]
         return (np.concatenate(normed, axis=-1).astype(np.float16),)
+
+
+class Selection(OpRun):  # type: ignore[misc]
+    op_domain = "s6"
+
+    def _run(self, u: Array, x_proj: Array, dt_proj: Array, **a: Any) -> Any:
+        n, rank = a["n"], dt_proj.shape[1]
+        mixed = (u.astype(np.float32) @ x_proj.astype(np.float32).T).astype(np.float16)
+        dt, B, C = np.split(mixed, [rank, rank + n], axis=-1)
+        delta = dt.astype(np.float32) @ dt_proj.astype(np.float32).T
+        return delta.astype(np.float16), B, C
 
 
 class MambaStep(OpRun):  # type: ignore[misc]
@@ -187,5 +200,5 @@ class MambaStep(OpRun):  # type: ignore[misc]
 
 OPERATORS = [
     CausalConv1d, SelectiveScan, QuantLinear, QuantEmbedding, QuantMatrix, AddRmsNorm, SliceNorms,
-    MambaStep,
+    Selection, MambaStep,
 ]  # fmt: skip

@@ -31,6 +31,7 @@ TOLERANCE = 5e-3
 MODELS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
     "fp16 falcon": {"precision": "fp16", "falcon": True, "tied": False},
+    "fp16 without a selection kernel": {"precision": "fp16", "time_step_rank": 24},
     "int8": {"precision": "int8"},
     "int4 everywhere": {"precision": "int4", "ends": "int4", "tied": False},
 }
@@ -55,8 +56,8 @@ def converted(
     options = dict(MODELS[str(request.param)])
     precision, ends = options.pop("precision"), options.pop("ends", "int8")
     checkpoint = hugging_face(
-        folder / "checkpoint", hidden_size=64, num_hidden_layers=3, time_step_rank=32,
-        vocab_size=96, embedding_scale=0.1, **options,
+        folder / "checkpoint", hidden_size=64, num_hidden_layers=3, vocab_size=96,
+        embedding_scale=0.1, **{"time_step_rank": 32, **options},
     )  # fmt: skip
     bundle = folder / "bundle"
     choice = QuantisationChoice(embedding_precision=ends, head_precision=ends)

@@ -178,6 +178,26 @@ void norms() {
                  "39 columns", "0 to 40");
 }
 
+void selection() {
+  const Adaptor node = Fields().integer("n", 16).adaptor("Selection");
+  const std::vector<Tensor> inputs = {tensor(kHalf, {7, 256}, 1), tensor(kHalf, {64, 256}, 2),
+                                      tensor(kHalf, {256, 32}, 3)};
+  const std::vector<Tensor> outputs = {tensor(kHalf, {7, 256}, 4), tensor(kHalf, {7, 16}, 5),
+                                       tensor(kHalf, {7, 16}, 6)};
+  run(node, inputs, outputs);
+  S6_EXPECT(events.size() == 1);
+  const auto p = event<S6Selection>(0);
+  S6_EXPECT(p.tokens == 7 && p.d == 256 && p.r == 32 && p.n == 16);
+  S6_EXPECT(p.u == address(1) && p.x_proj == address(2) && p.dt_proj == address(3));
+  S6_EXPECT(p.delta == address(4) && p.B == address(5) && p.C == address(6));
+  std::vector<Tensor> short_of_rows = inputs;
+  short_of_rows[1] = tensor(kHalf, {63, 256}, 2);
+  EXPECT_REFUSAL(run(node, short_of_rows, outputs), "63 rows", "r + 2 n, 64");
+  std::vector<Tensor> odd_rank = inputs;
+  odd_rank[1] = tensor(kHalf, {56, 256}, 2), odd_rank[2] = tensor(kHalf, {256, 24}, 3);
+  EXPECT_REFUSAL(node.rehearse(odd_rank, outputs), "the kernels refuse");
+}
+
 void refusalsOfTheKernels() {
   const Adaptor norm = Fields().number("eps", 0).adaptor("AddRmsNorm");
   const std::vector<Tensor> inputs = {tensor(kFloat, {7, 60}, 1), tensor(kFloat, {60}, 2)};
@@ -204,6 +224,7 @@ int main() {
   linearInParts();
   tablesAndMatrices();
   norms();
+  selection();
   refusalsOfTheKernels();
   return s6::test::verdict();
 }

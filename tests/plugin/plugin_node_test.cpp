@@ -173,7 +173,7 @@ void shapesOfOutputs() {
 }  // namespace
 
 int main() {
-  S6_EXPECT(contractOps().size() == 8);
+  S6_EXPECT(contractOps().size() == 9);
   attributesOfEveryWidth();
   badAttributes();
   contractVersions();

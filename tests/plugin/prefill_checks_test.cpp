@@ -8,6 +8,7 @@
 #include "s6/prefill.h"
 #include "s6/quant_linear.h"
 #include "s6/sample.h"
+#include "s6/selection.h"
 
 namespace {
 
@@ -101,6 +102,16 @@ S6Int8Linear goodProblem(S6Int8Linear p) {
   p.add = 1;
   p.weight = p.weight_scales = p.codes = p.y = memory;
   p.scales = at<float>(4);
+  return p;
+}
+
+S6Selection goodProblem(S6Selection p) {
+  p.struct_size = sizeof(p);
+  p.tokens = 3;
+  p.d = 256;
+  p.r = 48;
+  p.n = 16;
+  p.u = p.x_proj = p.dt_proj = p.delta = p.B = p.C = memory;
   return p;
 }
 
@@ -282,6 +293,26 @@ void int8LinearProblems() {
   EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.y = memory + 8);
 }
 
+void selectionProblems() {
+  const auto check = s6_selection_check;
+  expectGuarded(check);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.r = S6_SELECTION_MAX_RANK);
+  EXPECT_STATUS(check, S6_STATUS_OK, p.tokens = 0; p.u = nullptr; p.delta = p.B = p.C = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.tokens = -1);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.d = 192);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.d = 0);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.r = 24);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.r = 0);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.r = S6_SELECTION_MAX_RANK + 16);
+  EXPECT_STATUS(check, S6_STATUS_BAD_SIZE, p.n = 8);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.u = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.x_proj = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.dt_proj = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.delta = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_NULL_POINTER, p.C = nullptr);
+  EXPECT_STATUS(check, S6_STATUS_MISALIGNED, p.B = memory + 8);
+}
+
 void sampleProblems() {
   const auto check = s6_sample_check;
   expectGuarded(check);
@@ -334,6 +365,7 @@ int main() {
   linearProblems();
   quantiseProblems();
   int8LinearProblems();
+  selectionProblems();
   sampleProblems();
   philoxKnownAnswers();
   return s6::test::verdict();

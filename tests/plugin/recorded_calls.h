@@ -14,6 +14,7 @@
 #include "s6/decode.h"
 #include "s6/prefill.h"
 #include "s6/quant_linear.h"
+#include "s6/selection.h"
 #include "s6/selective_scan.h"
 
 namespace s6::test {
@@ -30,7 +31,7 @@ struct Clear {
 
 using Event =
     std::variant<Copy, Clear, S6CausalConv1d, S6SelectiveScan, S6QuantLinear, S6EmbeddingRows,
-                 S6AddRmsNorm, S6SliceNorms, S6Dequantise, S6Convert, S6Decode>;
+                 S6AddRmsNorm, S6SliceNorms, S6Selection, S6Dequantise, S6Convert, S6Decode>;
 
 //! What was enqueued since somebody emptied it.
 extern std::vector<Event> events;

@@ -48,7 +48,8 @@ def test_kernels_compile_for_the_board_without_spills(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["scan", "scan_checks", "decode", "prefill", "prefill_w8a8", "tensorrt"]
+    "name",
+    ["scan", "scan_checks", "decode", "prefill", "prefill_w8a8", "selection", "tensorrt"],
 )
 def test_measurements_come_from_their_command(name: str) -> None:
     """Each kept file names the command that wrote it, and its rows say what they should."""
@@ -68,6 +69,10 @@ def test_measurements_come_from_their_command(name: str) -> None:
         for row in document["rows"]:
             assert row["prefill_ms"] > 0
             assert sum(row[share] for share in shares) == pytest.approx(100, abs=0.3)
+    elif name == "selection":
+        for row in document["rows"]:
+            assert row["selection_us"] > 0
+            assert row["products_us"] > 0
     elif name == "tensorrt":
         for row in document["rows"]:
             assert row["ms_per_token"] > 0

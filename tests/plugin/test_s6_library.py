@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import int8_activations, s6_library, s6_prefill
+from pipeline import int8_activations, s6_library, s6_prefill, s6_selection
 from pipeline.errors import PluginError
 
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
@@ -41,6 +41,7 @@ def test_import_loads_no_heavy_module():
         ("quant_linear.h", "S6QuantLinear", s6_prefill.QuantLinearProblem),
         ("int8_linear.h", "S6QuantiseRows", s6_prefill.QuantiseRowsProblem),
         ("int8_linear.h", "S6Int8Linear", s6_prefill.Int8LinearProblem),
+        ("selection.h", "S6Selection", s6_selection.SelectionProblem),
         ("sample.h", "S6Sample", s6_prefill.SampleProblem),
     ],
 )
@@ -127,3 +128,15 @@ def test_drop_in_refuses_what_it_cannot_do():
     array = np.zeros((1, 8, 3), np.float16)
     with pytest.raises(PluginError, match="not on a GPU"):
         s6_library.selective_scan_fn(array, array, array[0], array, array)
+
+
+def test_selection_takes_what_the_header_says():
+    """The limits of the kernel, and which published models it is for."""
+    header = (PLUGIN / "include/s6/selection.h").read_text()
+    limits = {name: int(value) for name, value in re.findall(r"S6_SELECTION_(\w+) (\d+)", header)}
+    assert limits == {
+        "STATE": s6_selection.STATE,
+        "RANK_MULTIPLE": s6_selection.RANK_MULTIPLE,
+        "MAX_RANK": s6_selection.MAX_RANK,
+        "CHANNELS": s6_selection.CHANNELS,
+    }

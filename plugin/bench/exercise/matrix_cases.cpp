@@ -6,6 +6,7 @@
 #include "case.h"
 #include "s6/prefill.h"
 #include "s6/quant_linear.h"
+#include "s6/selection.h"
 
 namespace s6::exercise {
 namespace {
@@ -127,6 +128,27 @@ Case sliceNorms(const char* what, std::int32_t columns, bool in_place) {
   return made;
 }
 
+Case selection(std::int32_t tokens, std::int32_t d, std::int32_t r) {
+  Random random(8);
+  const std::int32_t n = S6_SELECTION_STATE;
+  Case made("Selection", std::to_string(tokens) + " tokens, rank " + std::to_string(r),
+            fieldsOfContract().integer("n", n));
+  made.addInput(kHalf, {open(tokens), d}, random, -1, 1);
+  made.addInput(kHalf, {r + 2 * n, d}, random, -0.05f, 0.05f);
+  made.addInput(kHalf, {d, r}, random, -0.2f, 0.2f);
+  made.addOutput(kHalf, {open(tokens), d});
+  made.addOutput(kHalf, {open(tokens), n});
+  made.addOutput(kHalf, {open(tokens), n});
+  made.call = [=](Arguments& a) {
+    S6Selection p = {};
+    p.tokens = tokens, p.d = d, p.r = r, p.n = n;
+    p.u = a.input(0), p.x_proj = a.input(1), p.dt_proj = a.input(2);
+    p.delta = a.output(0), p.B = a.output(1), p.C = a.output(2);
+    submit(p, s6_selection, a.stream);
+  };
+  return made;
+}
+
 }  // namespace
 
 std::vector<Case> matrixCases() {
@@ -144,6 +166,8 @@ std::vector<Case> matrixCases() {
   cases.push_back(sliceNorms("all columns", 40, false));
   cases.push_back(sliceNorms("more columns", 48, false));
   cases.push_back(sliceNorms("in place", 40, true));
+  cases.push_back(selection(1, 256, 16));
+  cases.push_back(selection(77, 1536, 48));
   return cases;
 }
 
