@@ -4,7 +4,8 @@
 A token waits for the memory or for the multiprocessors, whichever is slower:
 
     memory  = bytes / (bandwidth of the board * share)
-    compute = time on the stand-in * its clock / the board's * its multiprocessors / the board's
+    compute = time on the stand-in * its highest clock / the board's
+                                   * its multiprocessors / the board's
 
 The stand-in is part of a larger GPU with as many multiprocessors as the board and a bus that it
 cannot fill, so its time is the compute side. The range runs from a share of 1, the board's data

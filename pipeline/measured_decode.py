@@ -9,7 +9,8 @@ from __future__ import annotations
 
 STAND_IN = "8 multiprocessors of one NVIDIA H200"
 MULTIPROCESSORS = 8
-#: The clock that the GPU held in the run.
+#: The highest clock of that GPU. The run does not say which it held; a lower one would make the
+#: predictions too slow.
 CLOCK_MHZ = 1980.0
 
 #: Of the bandwidth that a plain streaming read reached in the same run, what the whole GPU read

@@ -26,7 +26,7 @@ __device__ __forceinline__ void loadMatrices(uint32_t (&to)[4], uint32_t shared)
 //! d = a b + c in int32: 16 tokens x 8 rows over 32 columns of int8.
 __device__ __forceinline__ void multiplyAdd(uint32_t (&d)[4], const uint32_t (&a)[4],
                                             const uint32_t* b, const uint32_t (&c)[4]) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%10, %11, %12, %13};"
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
@@ -37,7 +37,7 @@ __device__ __forceinline__ void multiplyAdd(uint32_t (&d)[4], const uint32_t (&a
 //! d += a b in float32: 16 tokens x 8 rows over 16 columns of float16.
 __device__ __forceinline__ void multiplyAdd(float (&d)[4], const uint32_t (&a)[4],
                                             const uint32_t* b) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
