@@ -125,7 +125,7 @@ class Prefill:
     ) -> None:
         self._gpu, self._stream, self._architecture = gpu, stream, architecture
         self._stored = weights
-        self._selects = prefers_selection(architecture)
+        self._selects = prefers_selection(architecture, gpu.facts.multiprocessors)
         self.cublas = Cublas(gpu, stream)
         self._int8_products = PRODUCTS if activations == "int8" else ()
         self.weights = HalfWeights(

@@ -19,6 +19,7 @@ MAX_RANK = 48
 CHANNELS = 128
 
 _FEW_CHANNELS = 512
+_FEW_MULTIPROCESSORS = 8
 
 
 class SelectionProblem(Problem):
@@ -43,9 +44,11 @@ def takes_selection(architecture: MambaArchitecture) -> bool:
     )
 
 
-def prefers_selection(architecture: MambaArchitecture) -> bool:
+def prefers_selection(architecture: MambaArchitecture, multiprocessors: int) -> bool:
     """Whether the kernel is faster than two products of cuBLAS, too: docs/lab_note_prefill.md.
 
-    A block of it is busy with few tokens for long, so a large GPU is left half empty.
+    A block of it is busy for long and reads all weights, so a large GPU is left half empty, and
+    only products that are too small for cuBLAS gain there.
     """
-    return takes_selection(architecture) and architecture.d_inner <= _FEW_CHANNELS
+    few = architecture.d_inner <= _FEW_CHANNELS or multiprocessors <= _FEW_MULTIPROCESSORS
+    return takes_selection(architecture) and few

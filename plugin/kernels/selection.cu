@@ -34,8 +34,9 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kTokens = 32;  // Of a block.
 constexpr int kTall = kTokens / 16;
 constexpr int kColumns = 32;   // Of u and W_x that a warp multiplies at once.
-constexpr int kChannels = 16;  // Rows of W_dt, likewise.
-constexpr int kAhead = 4;      // Of those, loaded together.
+constexpr int kChannels = 32;  // Rows of W_dt, likewise.
+constexpr int kWide = kChannels / 8;
+constexpr int kAhead = 2;  // Pieces of kChannels, loaded together.
 constexpr int kState = S6_SELECTION_STATE;
 static_assert(S6_SELECTION_CHANNELS % kColumns == 0 && S6_SELECTION_CHANNELS % kChannels == 0);
 
@@ -61,9 +62,15 @@ __device__ __forceinline__ Vector loadVector(const __half* at) {
   return __ldg(reinterpret_cast<const Vector*>(at));
 }
 
-//! Eight bytes in one store; as an assignment the compiler makes two of it.
-__device__ __forceinline__ void storePairs(__half* at, uint32_t low, uint32_t high) {
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(at), "r"(low), "r"(high) : "memory");
+__device__ __forceinline__ uint2 halfOf(const uint4& four, int half) {
+  return half == 0 ? make_uint2(four.x, four.y) : make_uint2(four.z, four.w);
+}
+
+//! Sixteen bytes in one store; as an assignment the compiler may make several of it.
+__device__ __forceinline__ void storeVector(__half* at, const uint32_t (&words)[4]) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(words[0]), "r"(words[1]),
+               "r"(words[2]), "r"(words[3])
+               : "memory");
 }
 
 // --- dt, B, C = W_x u ---
@@ -144,10 +151,6 @@ class NarrowProduct {
     }
   }
 
-  static __device__ __forceinline__ uint2 halfOf(const uint4& four, int step) {
-    return step == 0 ? make_uint2(four.x, four.y) : make_uint2(four.z, four.w);
-  }
-
   const __half *u_[2 * kTall], *w_;
   int d_;
   float sums_[kTall][S::kTiles][4] = {};
@@ -205,7 +208,11 @@ __device__ __forceinline__ void meet(const S6Selection& p, int first_token,
 
 // --- delta = W_dt dt ---
 
-//! The second product: a warp's channels of it.
+/*!
+ * The second product: a warp's channels of it. A warp's load or store touches eight rows, one clock
+ * each, however little of a row is used; so a lane takes 16 bytes of a row of W_dt, two steps,
+ * where there are two left, and stores 16 bytes of a row of delta.
+ */
 template <int kRankSteps>
 class WideProduct {
  public:
@@ -213,28 +220,35 @@ class WideProduct {
   static constexpr int kPieceStride = kWarps * kChannels;
   static constexpr int kStride = kAhead * kPieceStride;
 
-  //! Some rows of W_dt, kAhead pieces of 16.
+  //! Some rows of W_dt, kAhead pieces.
   struct Rows {
-    uint2 w[kAhead][2][kRankSteps];
+    uint2 w[kAhead][kWide][kRankSteps];
   };
 
   __device__ explicit WideProduct(const S6Selection& p, int first_token)
       : d_(p.d),
         tokens_left_(p.tokens - first_token),
-        w_(static_cast<const __half*>(p.dt_proj) + Lane().quarter * 4),
-        delta_(static_cast<__half*>(p.delta) + int64_t{first_token} * p.d + Lane().quarter * 4) {}
+        w_(static_cast<const __half*>(p.dt_proj)),
+        delta_(static_cast<__half*>(p.delta) + int64_t{first_token} * p.d + Lane().quarter * 8) {}
 
   __device__ __forceinline__ void load(Rows& to, int first) const {
+    const Lane lane;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int channel = first + i * kPieceStride;
-      if (i > 0 && channel >= d_) break;  // The first is there: the callers see to it.
+      if (channel >= d_) break;
 #pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        const __half* row = w_ + (channel + dealtRow(tile, Lane().row)) * S::kRank;
+      for (int tile = 0; tile < kWide; ++tile) {
+        const __half* row = w_ + (channel + dealtRow<kWide>(tile, lane.row)) * S::kRank;
+        uint2(&of_row)[kRankSteps] = to.w[i][tile];
 #pragma unroll
-        for (int step = 0; step < kRankSteps; ++step) {
-          to.w[i][tile][step] = loadVector<uint2>(row + step * 16);
+        for (int step = 0; step + 1 < kRankSteps; step += 2) {
+          const uint4 four = loadVector<uint4>(row + firstColumn(step, lane.quarter));
+          of_row[step] = halfOf(four, 0), of_row[step + 1] = halfOf(four, 1);
+        }
+        if (kRankSteps % 2 == 1) {
+          constexpr int kLast = kRankSteps - 1;
+          of_row[kLast] = loadVector<uint2>(row + firstColumn(kLast, lane.quarter));
         }
       }
     }
@@ -257,14 +271,20 @@ class WideProduct {
   }
 
  private:
+  //! Where a lane's four columns of a step begin: next to those of its neighbour step, if any.
+  static __device__ __forceinline__ int firstColumn(int step, int quarter) {
+    const bool is_left = step % 2 == 0 && step + 1 == kRankSteps;
+    return step / 2 * 32 + (is_left ? quarter * 4 : quarter * 8 + step % 2 * 4);
+  }
+
   __device__ __forceinline__ void takeDt(const __half* dt) {
     const Lane lane;
 #pragma unroll
     for (int i = 0; i < 2 * kTall; ++i) {
 #pragma unroll
       for (int step = 0; step < kRankSteps; ++step) {
-        const uint2 two = *reinterpret_cast<const uint2*>(dt + (i * 8 + lane.row) * S::kDtPitch +
-                                                          step * 16 + lane.quarter * 4);
+        const __half* at = dt + (i * 8 + lane.row) * S::kDtPitch + firstColumn(step, lane.quarter);
+        const uint2 two = *reinterpret_cast<const uint2*>(at);
         dt_[i / 2][step][i % 2] = two.x, dt_[i / 2][step][i % 2 + 2] = two.y;
       }
     }
@@ -276,12 +296,12 @@ class WideProduct {
 #pragma unroll
     for (int i = kBegin; i < kEnd; ++i) {
       const int channel = first + i * kPieceStride;
-      if (i > 0 && channel >= d_) break;  // The first is there: the callers see to it.
-      float sums[kTall][2][4] = {};
+      if (channel >= d_) break;
+      float sums[kTall][kWide][4] = {};
 #pragma unroll
       for (int step = 0; step < kRankSteps; ++step) {
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
+        for (int tile = 0; tile < kWide; ++tile) {
           const uint32_t b[2] = {rows.w[i][tile][step].x, rows.w[i][tile][step].y};
 #pragma unroll
           for (int tall = 0; tall < kTall; ++tall)
@@ -292,9 +312,13 @@ class WideProduct {
       for (int j = 0; j < 2 * kTall; ++j) {
         const int token = j * 8 + Lane().row;
         if (token >= tokens_left_) continue;
-        const float *low = sums[j / 2][0] + j % 2 * 2, *high = sums[j / 2][1] + j % 2 * 2;
-        storePairs(delta_ + int64_t{token} * d_ + channel, packPair<__half>(low[0], low[1]),
-                   packPair<__half>(high[0], high[1]));
+        uint32_t pairs[kWide];
+#pragma unroll
+        for (int tile = 0; tile < kWide; ++tile) {
+          const float* two = sums[j / 2][tile] + j % 2 * 2;
+          pairs[tile] = packPair<__half>(two[0], two[1]);
+        }
+        storeVector(delta_ + int64_t{token} * d_ + channel, pairs);
       }
     }
   }

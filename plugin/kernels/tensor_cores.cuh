@@ -45,11 +45,12 @@ __device__ __forceinline__ void multiplyAdd(float (&d)[4], const uint32_t (&a)[4
 }
 
 /*!
- * Which of 16 rows of a matrix is column `column` of the product's tile `tile`, of two: dealt so
- * that the two results of a lane in one tile and the two in the other belong to adjoining rows.
+ * Which of 8 kTiles rows of a matrix is column `column` of the product's tile `tile`: dealt so that
+ * the two results of a lane in each tile belong to adjoining rows.
  */
+template <int kTiles = 2>
 __device__ __forceinline__ int dealtRow(int tile, int column) {
-  return (column >> 1) * 4 + tile * 2 + (column & 1);
+  return (column >> 1) * 2 * kTiles + tile * 2 + (column & 1);
 }
 
 }  // namespace s6
