@@ -240,6 +240,36 @@ def gpu_energy() -> str:
     return "\n".join(lines)
 
 
+def gpu_peers() -> str:
+    """Records of the cuda backend with another implementation measured in the same run."""
+    names = [f"gpu_mamba-130m-fp16_{peer}.json" for peer in ("mamba-ssm", "tensorrt")]
+    records = [read_record(MEASUREMENTS / name) for name in names]
+    first = records[0]
+    lines = [
+        f"Measured on {first.date_utc[:10]} on one {first.board.gpus[0].name} by `mamba-orin bench "
+        "--compare`: mamba-130m in fp16, random weights, one text, host included, medians of one "
+        "run each; in brackets how many times ours.",
+        "Raw records: " + ", ".join(f"[{name}](docs/measurements/{name})" for name in names) + ".",
+        "",
+        "| peer | tokens of prompt | its first token, ms | ours | its each further, ms | ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        (peer,) = record.comparisons
+        assert peer.timings is not None
+        theirs, ours = peer.timings, record.timings
+        cells = [
+            f"{peer.peer} {peer.version}",
+            f"{record.settings.sequence_length:,}",
+            f"{theirs.first_token.median_ms:.3g} ({peer.first_token_ratio:.3g} x)",
+            f"**{ours.first_token.median_ms:.3g}**",
+            f"{theirs.decode.median_ms:.3g} ({peer.ms_per_token_ratio:.3g} x)",
+            f"**{ours.decode.median_ms:.3g}**",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def tensorrt() -> str:
     """The TensorRT engine beside the cuda backend and beside plain layers."""
     document = json.loads((MEASUREMENTS / "tensorrt.json").read_text())
@@ -591,6 +621,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "expected": expected,
     "prefill": prefill,
     "gpu_energy": gpu_energy,
+    "gpu_peers": gpu_peers,
     "tensorrt": tensorrt,
     "quality": quality,
     "quality_by_size": quality_by_size,
