@@ -60,8 +60,13 @@ def measure_cost(
         times_as_often: Readings for each usual one; more than one where the source can be hurried.
 
     Raises:
-        UsageError: The source sets its own pace.
+        UsageError: The source sets its own pace, or a count is not positive.
     """
+    if min(pairs, tokens, times_as_often) < 1:
+        raise UsageError(
+            f"{pairs} pairs of {tokens} tokens, read {times_as_often} times as often",
+            fix="give whole numbers from 1 on",
+        )
     generator = np.random.default_rng(seed)
     logits, state = session.prefill(np.ones((1, 16), np.int64))
     token_ids = logits.argmax(axis=-1)

@@ -17,13 +17,12 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpu_clock import header, share_of_gpu, stream_read_gbps
+from gpu_clock import header, stream_read_gbps, whole_and_proxy
 from random_model import RandomModel
 
 from pipeline.architecture import PUBLISHED
@@ -31,7 +30,6 @@ from pipeline.s6_decode import DecodeProblem, decode
 
 MODELS = ("mamba-130m", "mamba-370m", "mamba-1.4b", "mamba-2.8b")
 PRECISIONS = ("fp16", "int8", "int4")
-PROXY_SMS = 8
 TOKENS_OF_GRAPH = 16
 
 
@@ -78,8 +76,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    count = torch.cuda.get_device_properties(0).multi_processor_count
-    streams: dict[int, Any] = {count: (torch.cuda.Stream(), None), PROXY_SMS: share_of_gpu(8)}
+    streams = whole_and_proxy()
     stream_read = {sms: stream_read_gbps(stream) for sms, (stream, _) in streams.items()}
     say(f"streaming read, GB/s by SMs: { ({k: round(v) for k, v in stream_read.items()}) }")
     rows = []

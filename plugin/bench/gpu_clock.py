@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+#: Multiprocessors that stand in for a Jetson Orin Nano's.
+PROXY_SMS = 8
+
 
 def share_of_gpu(sms: int) -> tuple[torch.cuda.Stream, Any]:
     """Returns a stream whose kernels run on `sms` multiprocessors only, and what keeps it alive.
@@ -39,6 +42,15 @@ def share_of_gpu(sms: int) -> tuple[torch.cuda.Stream, Any]:
     non_blocking = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
     stream = checked(driver.cuGreenCtxStreamCreate(context, non_blocking, 0))
     return torch.cuda.ExternalStream(int(stream)), context
+
+
+def whole_and_proxy() -> dict[int, tuple[torch.cuda.Stream, Any]]:
+    """By their number of multiprocessors, streams on the whole GPU and on the stand-in.
+
+    Each comes with what keeps it alive.
+    """
+    whole = torch.cuda.get_device_properties(0).multi_processor_count
+    return {whole: (torch.cuda.Stream(), None), PROXY_SMS: share_of_gpu(PROXY_SMS)}
 
 
 def time_us(

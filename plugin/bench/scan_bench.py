@@ -23,14 +23,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpu_clock import copy_gbps, header, share_of_gpu, time_us
+from gpu_clock import copy_gbps, header, time_us, whole_and_proxy
 
 from pipeline import s6_library
 
 CHANNELS = (1536, 2048, 3072, 4096, 5120)  # d_inner of mamba-130m, 370m, 790m, 1.4b, 2.8b
 LENGTHS = (1, 16, 128, 512, 2048, 8192, 16384)
 STATE = 16
-PROXY_SMS = 8
 EXP_PER_CLOCK = 16  # ex2 results a clock and multiprocessor
 COLD_BYTES = 150e6  # more than the L2 cache holds
 PEER = "mamba-ssm selective_scan_cuda"
@@ -184,11 +183,10 @@ def main() -> int:
     torch.manual_seed(0)
     earlier = arguments.peer_from and EarlierPeer(arguments.peer_from, torch.cuda.get_device_name())
     peer = peer_module()
-    whole = torch.cuda.get_device_properties(0).multi_processor_count
     clock = boost_clock_mhz()
     rows, rates = [], {}
-    share, keep_alive = share_of_gpu(PROXY_SMS)
-    for sms, stream in ((whole, torch.cuda.Stream()), (PROXY_SMS, share)):
+    streams = whole_and_proxy()
+    for sms, (stream, _) in streams.items():
         rates[str(sms)] = round(copy_gbps(stream), 1)
         limits = {"copy_gbps": rates[str(sms)], "clock_mhz": clock}
         for d in CHANNELS:
@@ -205,7 +203,6 @@ def main() -> int:
                         )
                     )
                 sys.stdout.flush()
-    del keep_alive
     command = "python plugin/bench/scan_bench.py --output docs/measurements/scan.json"
     if earlier is not None:
         command += " --peer-from docs/measurements/scan.json"

@@ -13,22 +13,20 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpu_clock import header, share_of_gpu, time_us
+from gpu_clock import header, time_us, whole_and_proxy
 
 from pipeline.s6_library import call
-from pipeline.s6_selection import SelectionProblem
+from pipeline.s6_selection import STATE, SelectionProblem
 
 #: Channels and rank of the shipped model and of mamba-130m.
 SHAPES = ((512, 16), (1536, 48))
-STATE = 16
 LENGTHS = (64, 512, 2048)
-PROXY_SMS = 8
 # Blocks of a model, so that weights come from memory as they do there.
 BLOCKS = 24
 
@@ -87,8 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    count = torch.cuda.get_device_properties(0).multi_processor_count
-    streams: dict[int, Any] = {count: (torch.cuda.Stream(), None), PROXY_SMS: share_of_gpu(8)}
+    streams = whole_and_proxy()
     rows = []
     for d, rank in SHAPES:
         blocks = [random_block(d, rank) for _ in range(BLOCKS)]

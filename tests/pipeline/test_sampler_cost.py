@@ -48,6 +48,13 @@ def test_costs_of_hurried_readings_are_told_for_the_usual_ones(tmp_path: Path) -
     assert row["effect_percent"] <= row["effect_high_percent"] <= max(changes) / 20 + 1e-4
 
 
+@pytest.mark.parametrize("zero", ["pairs", "tokens", "times_as_often"])
+def test_counts_that_are_not_positive_are_refused(tmp_path: Path, zero: str) -> None:
+    counts = {"pairs": 1, "tokens": 1, "times_as_often": 1, zero: 0}
+    with pytest.raises(UsageError, match="pairs of"):
+        measure_cost(CountingSession(), "none", tmp_path, seed=1, **counts)  # type: ignore[arg-type]
+
+
 def test_a_source_that_sets_its_own_pace_is_not_hurried(tmp_path: Path) -> None:
     session = CountingSession()
     with pytest.raises(UsageError, match="none sets its own pace"):

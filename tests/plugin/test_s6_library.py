@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline import int8_activations, s6_library, s6_prefill, s6_selection
+from pipeline.architecture import PUBLISHED
 from pipeline.errors import PluginError
 
 PLUGIN = Path(__file__).resolve().parents[2] / "plugin"
@@ -140,3 +141,9 @@ def test_selection_takes_what_the_header_says():
         "MAX_RANK": s6_selection.MAX_RANK,
         "CHANNELS": s6_selection.CHANNELS,
     }
+    published = PUBLISHED["mamba-130m"], PUBLISHED["mamba-370m"], PUBLISHED["falcon-mamba-7b"]
+    assert [s6_selection.takes_selection(a) for a in published] == [True, False, False]
+    assert [s6_selection.prefers_selection(published[0], count) for count in (8, 132)] == [
+        True,
+        False,
+    ]

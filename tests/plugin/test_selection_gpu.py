@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from pipeline.s6_library import call
-from pipeline.s6_selection import SelectionProblem
+from pipeline.s6_selection import STATE, SelectionProblem
 from tests.plugin import oracle
 
 pytestmark = pytest.mark.gpu
 
-STATE = 16
 POISON = float("nan")
 
 
