@@ -28,7 +28,7 @@ PLUGIN_LIBRARY_VARIABLE = "MAMBA_ORIN_S6_PLUGIN"
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 #: S6ScanVariant by name.
-VARIANTS = {"auto": 0, "generic": 1, "tile": 2, "pipeline": 3}
+VARIANTS = {"auto": 0, "generic": 1, "lane": 2, "relay": 3}
 
 _POINTER = ctypes.c_void_p
 _STRIDED = ("u", "delta", "z", "B", "C", "y")

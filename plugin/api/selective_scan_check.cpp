@@ -13,7 +13,7 @@ extern "C" S6Status s6_selective_scan_check(const S6SelectiveScan* problem) {
   check.require(p.b >= 0 && p.l >= 0 && p.d > 0 && p.n > 0, S6_STATUS_BAD_SIZE);
   check.require(p.n <= S6_SCAN_MAX_STATE && p.sm_count >= 0, S6_STATUS_BAD_SIZE);
   check.require(p.b <= 65535, S6_STATUS_BAD_SIZE);  // The batch is a grid dimension.
-  check.require(p.variant >= S6_SCAN_AUTO && p.variant <= S6_SCAN_PIPELINE, S6_STATUS_BAD_VARIANT);
+  check.require(p.variant >= S6_SCAN_AUTO && p.variant <= S6_SCAN_RELAY, S6_STATUS_BAD_VARIANT);
   if (check.status() != S6_STATUS_OK) return check.status();
 
   if (p.b > 0 && p.l > 0) {

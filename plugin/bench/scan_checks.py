@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Runs the GPU tests and compute-sanitizer, and keeps what they found as data.
 
-python plugin/bench/scan_checks.py --output docs/measurements/scan_checks.json
+The racecheck runs on the library that the preset `sanitize` builds: there warps wait for each other
+by barriers that racecheck follows (docs/lab_note_scan.md).
+
+python plugin/bench/scan_checks.py --sanitize-library plugin/build/sanitize/libs6.so \
+    --output docs/measurements/scan_checks.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -66,15 +71,22 @@ def run_tests() -> list[dict[str, object]]:
     return rows
 
 
-def run_sanitizer(tool: str) -> dict[str, object]:
-    """compute-sanitizer over small problems of every kernel of the library."""
+def run_sanitizer(tool: str, library: Path | None) -> dict[str, object]:
+    """compute-sanitizer over small problems of every kernel of a library, or of the usual one."""
     command = [
-        "compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=s6", "--error-exitcode", "9",
+        "compute-sanitizer", "--tool", tool, "--kernel-name", "kns=s6", "--error-exitcode", "9",
         *PYTEST, "-W", "default", "-k", SANITIZED,
         "tests/plugin/test_scan_gpu.py", "tests/plugin/test_conv_gpu.py",
     ]  # fmt: skip
+    chosen = {} if library is None else {"MAMBA_ORIN_S6_LIBRARY": str(library.resolve())}
     done = subprocess.run(
-        command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=240
+        command,
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **chosen},
     )
     output = done.stdout + done.stderr
     summary = re.findall(r"=+ (ERROR SUMMARY.*|RACECHECK SUMMARY.*)", output)
@@ -94,13 +106,16 @@ def main() -> int:
     """Runs everything and writes the file; 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sanitize-library", type=Path, required=True, help="for the racecheck")
     arguments = parser.parse_args()
     rows = run_tests()
+    runs = {"memcheck": None, "racecheck": arguments.sanitize_library}
     with ThreadPoolExecutor() as pool:
-        rows += pool.map(run_sanitizer, ("memcheck", "racecheck"))
+        rows += pool.map(run_sanitizer, runs, runs.values())
     document = header(
         "scan_checks",
-        "python plugin/bench/scan_checks.py --output docs/measurements/scan_checks.json",
+        "python plugin/bench/scan_checks.py --sanitize-library plugin/build/sanitize/libs6.so "
+        "--output docs/measurements/scan_checks.json",
     )
     document["rows"] = rows
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")

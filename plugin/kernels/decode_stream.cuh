@@ -23,6 +23,7 @@
 #pragma once
 
 #include "decode_args.cuh"
+#include "mbarrier.cuh"
 #include "tensor_cores.cuh"
 
 namespace s6 {
@@ -60,33 +61,6 @@ __device__ __forceinline__ void copyOrZeroAsync(uint32_t to, const uint8_t* from
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                  : "memory");
   }
-}
-
-__device__ __forceinline__ void startBarrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ bool isOver(uint32_t barrier, int parity) {
-  uint32_t is_over;
-  asm volatile(
-      "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-      : "=r"(is_over)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return is_over != 0;
-}
-
-//! Waits until the phase of this parity is over. A warp that has time sleeps between its looks:
-//! each look takes an issue slot and a turn of the shared memory from those who compute.
-template <int kSleepNanoseconds>
-__device__ __forceinline__ void awaitBarrier(uint32_t barrier, int parity) {
-  while (!isOver(barrier, parity)) {
-    if constexpr (kSleepNanoseconds > 0) __nanosleep(kSleepNanoseconds);
-  }
-}
-
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-  asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(barrier) : "memory");
 }
 
 //! Arrives once all copies that this thread has started are complete.

@@ -59,11 +59,13 @@ inline ScanArgs makeScanArgs(const S6SelectiveScan& p) {
 
 cudaError_t launchScanGenericFp32(const ScanArgs& args, cudaStream_t stream);
 cudaError_t launchScanGenericHalf(const ScanArgs& args, bool is_bfloat16, cudaStream_t stream);
-//! Every warp does every phase: for channels enough to fill the multiprocessors.
-cudaError_t launchScanTile(const ScanArgs& args, bool is_bfloat16, cudaStream_t stream);
-//! Scanning warps and elementwise warps apart, for few channels on many multiprocessors.
-cudaError_t launchScanPipeline(const ScanArgs& args, bool is_bfloat16, int sm_count,
-                               cudaStream_t stream);
+//! The state size that the two tuned kernels below take.
+constexpr int kTunedScanState = 16;
+//! A lane holds a channel: for channels enough to fill the multiprocessors.
+cudaError_t launchScanLane(const ScanArgs& args, bool is_bfloat16, cudaStream_t stream);
+//! Warps take turns in time, for few channels on many multiprocessors.
+cudaError_t launchScanRelay(const ScanArgs& args, bool is_bfloat16, int sm_count,
+                            cudaStream_t stream);
 cudaError_t launchScanStep(const ScanArgs& args, S6DataType dtype, cudaStream_t stream);
 
 }  // namespace s6

@@ -26,8 +26,8 @@ extern "C" {
 typedef enum S6ScanVariant {
   S6_SCAN_AUTO = 0,
   S6_SCAN_GENERIC = 1,  //!< Any type, any n; compensated fp32 arithmetic for S6_FLOAT32.
-  S6_SCAN_TILE = 2,     //!< n = 16, fp16/bf16: every warp does every phase; many channels.
-  S6_SCAN_PIPELINE = 3  //!< n = 16, fp16/bf16: phases overlap; few channels on many SMs.
+  S6_SCAN_LANE = 2,     //!< n = 16, fp16/bf16: a lane is a channel; many channels an SM.
+  S6_SCAN_RELAY = 3     //!< n = 16, fp16/bf16: warps take turns in time; few channels an SM.
 } S6ScanVariant;
 
 typedef struct S6SelectiveScan {
