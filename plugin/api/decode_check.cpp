@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
 #include <initializer_list>
 
 #include "decode_args.cuh"
@@ -48,15 +49,15 @@ extern "C" S6Status s6_decode_check(const S6Decode* problem) {
                 S6_STATUS_BAD_SIZE);
   check.require(p.n == s6::kDecodeState && p.k >= 2 && p.k <= s6::kMaxConvPast + 1,
                 S6_STATUS_BAD_SIZE);
-  // Registers and thread counts of the kernel: see kPairsPerThread, kWordPairs, chunk_scale and
-  // ColumnShare.
+  // Registers, thread counts and shared memory of the kernel: see kPairsPerThread, kWordPairs,
+  // chunk_scale, ColumnShare and stageStepDigits.
   check.require(p.m > 0 && p.m % s6::kTileRows == 0 && p.m <= 4096, S6_STATUS_BAD_SIZE);
   check.require(p.d > 0 && p.d % s6::kTileRows == 0 && p.d <= 8192, S6_STATUS_BAD_SIZE);
-  check.require(p.r > 0 && p.r % 8 == 0 && p.r <= 256, S6_STATUS_BAD_SIZE);
+  check.require(p.r > 0 && p.r % 8 == 0 && p.r <= std::min(256, p.d), S6_STATUS_BAD_SIZE);
   if (check.status() != S6_STATUS_OK) return check.status();
 
   s6::requireMatrix(check, p.in_proj, 2 * p.d, p.m, 64, 64);
-  s6::requireMatrix(check, p.x_proj, p.r + 2 * p.n, p.d, 32, 16);
+  s6::requireMatrix(check, p.x_proj, p.r + 2 * p.n, p.d, 64, 16);
   s6::requireMatrix(check, p.dt_proj, p.d, p.r, 16, p.dt_proj.bits == 4 ? 8 : 16);
   s6::requireMatrix(check, p.out_proj, p.m, p.d, 64, 64);
   const int32_t bits = p.in_proj.bits;

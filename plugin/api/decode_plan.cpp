@@ -94,7 +94,7 @@ int64_t partialFloats(DecodeSplit split, int rows) {
   return 2 * batchPairs(rows) * tile;
 }
 
-//! Warps that share a row of x_proj: see ColumnShare.
+//! Warps of a block that share a row of x_proj: see ColumnShare.
 int columnParts(const S6Decode& p) {
   const int row_groups = (p.r + 2 * p.n + 31) / 32;
   return std::max(1, kDecodeWarps / row_groups);
@@ -160,11 +160,13 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int depth) {
   dealEvenly(p.d / kTileRows, args.blocks, args.first_pair);
   dealOutputs(p, args, args.first_out);
   dealEvenly(p.head.data == nullptr ? 0 : p.vocab_rows / kTileRows, args.blocks, args.first_head);
-  for (int i = 0; i < args.blocks; ++i) {
-    if (args.first_pair[i + 1] > args.first_pair[i]) args.addends += columnParts(p);
-  }
   const int rows = decodeRows(p.b);
   const int pairs = mostOf(args.first_pair, args.blocks);
+  args.mixes_in_digits = isInDigits(args.in_proj.bits, rows) && pairs >= kDecodeWarps;
+  const int parts = args.mixes_in_digits ? 1 : columnParts(p);
+  for (int i = 0; i < args.blocks; ++i) {
+    if (args.first_pair[i + 1] > args.first_pair[i]) args.addends += parts;
+  }
   const int outs = mostOf(args.first_out, args.blocks);
   const int heads = mostOf(args.first_head, args.blocks);
   args.in_split = chooseSplit(args.in_proj, pairs, rows);

@@ -97,6 +97,10 @@ struct DecodeArgs {
   int32_t b, m, d, k, r, layers, vocab;
   int32_t blocks;
   int32_t addends;  //!< Of each sum: the blocks that own channels times their parts of x_proj.
+  //! Whether x_proj and dt_proj take the activations of a single text as digits, measured: where
+  //! each warp of the busiest block has a pair; with fewer, making digits takes longer than it
+  //! saves.
+  int32_t mixes_in_digits;
   float norm_eps, mixer_norm_eps, inverse_m;
   uint32_t signs;  //!< kSigns, where the compiler does not see it: it would take two instructions.
   DecodeMatrix embedding, in_proj, x_proj, dt_proj, out_proj, head;

@@ -12,7 +12,8 @@
  *     scan        sums -> dt_proj -> recurrence -> gated output                              | y
  *     outputs     y -> out_proj + residual                                                   | x
  *
- * Shared memory besides the ring: activations [texts][columns] float16, or [digit][columns] bytes ·
+ * Shared memory besides the ring: activations [texts][columns] float16, or [digit][columns] bytes
+ * (of in_proj, then of x_proj, dt_proj and out_proj in turn) ·
  * partials [tile][slice][text][8] · mixed [text][r + 2 n] · channels: u and gate [pair][text][8] ·
  * own: the residual of the block's rows [tile][text][8] · reduce (small sums) · candidates of the
  * greedy choice. Each is written by one phase, read by the next, with a barrier of the computing
@@ -83,7 +84,11 @@ class DecodeBlock {
     for (int layer = 0; layer < args_.layers; ++layer) {
       if (share().pairs > 0) {
         channels(layer);
-        scan(layer);
+        if (mixesInDigits()) {
+          if constexpr (isInDigits(kBits, kRows)) scanInDigits(layer);
+        } else {
+          scan(layer);
+        }
       }
       outputs(layer);
     }
@@ -91,9 +96,9 @@ class DecodeBlock {
   }
 
  private:
-  static constexpr int kBatchUnits = batchPairs(kRows);  // Two tiles each.
-  static constexpr int kPairsPerThread = 8;              // Of residual words, for a single text.
-  static constexpr int kWordsAtOnce = 4;                 // That a thread awaits together.
+  static constexpr int kBatchUnits = batchPairs(kRows);    // Two tiles each.
+  static constexpr int kPairsPerThread = 8;                // Of residual words, for a single text.
+  static constexpr int kWordsAtOnce = kRows == 1 ? 5 : 4;  // That a thread awaits together.
   static constexpr int kRowThreads = kDecodeThreads / kRows;  // That stage one text.
 
   //! Called where a phase begins, so that nothing that follows from the thread's place in the block
@@ -101,6 +106,11 @@ class DecodeBlock {
   __device__ __forceinline__ void forgetPlace() {
     asm volatile("" : "+r"(thread_), "+r"(block_));
     warp_ = thread_ >> 5, lane_ = thread_ & 31;
+  }
+
+  //! Whether x_proj and dt_proj take their activations as digits.
+  __device__ bool mixesInDigits() const {
+    return isInDigits(kBits, kRows) && args_.mixes_in_digits != 0;
   }
 
   __device__ BlockShare share() const { return BlockShare(args_, block_); }
@@ -125,6 +135,11 @@ class DecodeBlock {
   static __device__ float2 floatsOf(const ulonglong2& pair) {
     return {__uint_as_float(static_cast<uint32_t>(pair.x)),
             __uint_as_float(static_cast<uint32_t>(pair.y))};
+  }
+
+  static __device__ float4 floatsOf(const uint4& words) {
+    return {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
+            __uint_as_float(words.w)};
   }
 
   template <int kMatrixBits>
@@ -157,11 +172,10 @@ class DecodeBlock {
     }
   }
 
-  //! The digits of columns 4 i ... 4 i + 3 of out_proj's activations, two float16 a word.
-  __device__ void storeFourDigits(int i, uint2 halves, float inverse) {
-    const float2 low = unpackPair<__half>(halves.x), high = unpackPair<__half>(halves.y);
-    const uint32_t a = biasedDigits(low.x, inverse), b = biasedDigits(low.y, inverse);
-    const uint32_t c = biasedDigits(high.x, inverse), d = biasedDigits(high.y, inverse);
+  //! The digits of columns 4 i ... 4 i + 3 of activations other than in_proj's.
+  __device__ void storeFourDigits(int i, const float4& values, float inverse) {
+    const uint32_t a = biasedDigits(values.x, inverse), b = biasedDigits(values.y, inverse);
+    const uint32_t c = biasedDigits(values.z, inverse), d = biasedDigits(values.w, inverse);
     uint8_t* to = sharedAt<uint8_t>(args_.activations_at) + digitPlace(4 * i, kBits);
 #pragma unroll
     for (int digit = 0; digit < kDigits; ++digit, to += digitStride(args_.d)) {
@@ -196,10 +210,12 @@ class DecodeBlock {
     return __float_as_uint(value) & 0x7fffffffu;
   }
 
-  //! This warp's largest magnitude, for largestMagnitude after the next barrier.
-  __device__ void noteMagnitude(uint32_t bits) {
+  //! This warp's largest magnitude, or what it noted last where that is more and `continues`: for
+  //! largestMagnitude after the next barrier.
+  __device__ void noteMagnitude(uint32_t bits, bool continues = false) {
     bits = __reduce_max_sync(0xffffffffu, bits);
-    if (lane_ == 0) reduce()[kDecodeWarps + warp_] = __uint_as_float(bits);
+    float& noted = reduce()[kDecodeWarps + warp_];
+    if (lane_ == 0) noted = __uint_as_float(continues ? max(bits, __float_as_uint(noted)) : bits);
   }
 
   //! The largest magnitude of all warps, but not so small that its inverse is infinite.
@@ -247,15 +263,15 @@ class DecodeBlock {
         if (first >= rounds) break;
         ulonglong2 word[kWordsAtOnce] = {};
 #pragma unroll
-        for (int i = 0; i < kWordsAtOnce; ++i) {
-          if (first + i < rounds) word[i] = readPair(words + 2 * pairOf(first + i));
+        for (int i = 0; i < kWordsAtOnce && first + i < kPairsPerThread; ++i) {
+          if (first + i >= rounds) break;
+          word[i] = readPair(words + 2 * pairOf(first + i));
         }
 #pragma unroll
-        for (int i = 0; i < kWordsAtOnce; ++i) {
-          if (first + i < rounds) {
-            while (!isOf(word[i], epoch)) word[i] = readPair(words + 2 * pairOf(first + i));
-            value[first + i] = floatsOf(word[i]);
-          }
+        for (int i = 0; i < kWordsAtOnce && first + i < kPairsPerThread; ++i) {
+          if (first + i >= rounds) break;
+          while (!isOf(word[i], epoch)) word[i] = readPair(words + 2 * pairOf(first + i));
+          value[first + i] = floatsOf(word[i]);
         }
       }
       uint32_t largest = 0;
@@ -339,19 +355,14 @@ class DecodeBlock {
     const int slice = warp_ & ((1 << split.log_slices) - 1);
     const int blocks = share.blocks.size();
     const int from = laneActivations<kMatrixBits>(columns, share.blocks.begin);
-    const float unit_of_digits = isInDigits(kMatrixBits, kRows)
-                                     ? digitUnit() * (kMatrixBits == 4 ? 1.0f / 16.0f : 1.0f)
-                                     : 1.0f;
+    const float unit_of_digits =
+        isInDigits(kMatrixBits, kRows) ? digitUnit() * kCodeUnit<kMatrixBits> : 1.0f;
     const int text = 2 * (lane_ & 3), tile_stride = partialAt(1, 0, 0, split);
     float* to = partials() + partialAt(0, slice, text, split) + (lane_ >> 2);
     const auto store = [&](int unit, TileSums sums) {
       if constexpr (isInDigits(kMatrixBits, kRows)) {
-        // The lowest digit is in the neighbour.
-        const auto join = [&](const float (&digits)[2]) {
-          const float upper = fmaf(65536.0f, digits[0], 256.0f * digits[1]);
-          return (upper + __shfl_down_sync(0xffffffffu, digits[0], 1)) * unit_of_digits;
-        };
-        sums.first[0] = join(sums.first), sums.twin[0] = join(sums.twin);
+        sums.first[0] = joinDigits(sums.first, unit_of_digits);
+        sums.twin[0] = joinDigits(sums.twin, unit_of_digits);
       }
 #pragma unroll
       for (int i = 0; i < (kRows > 1 ? 2 : 1); ++i) {
@@ -447,6 +458,7 @@ class DecodeBlock {
       }
       multiplyBatch<kBits, false>(args_.in_proj, args_.in_split, args_.m, first, 2 * share().pairs);
       syncComputing();
+      uint32_t magnitude = 0;
       // Made anew, so that it takes no registers during the products.
       if (const ChannelItem item(*this, layer, first); item.is_mine) {
         const float value = sumOfSlices(item.tile, item.row, item.index, args_.in_split);
@@ -467,12 +479,50 @@ class DecodeBlock {
           for (int i = 0; i <= kMaxConvPast; ++i) {
             if (i == past) total = fmaf(weights[i], value, total);
           }
-          u()[to] = fromFloat<Channel>(siluFast(total));
+          const float input = siluFast(total);
+          u()[to] = fromFloat<Channel>(input);
+          magnitude = magnitudeBits(input);
         }
       }
+      if (mixesInDigits()) noteMagnitude(magnitude, first > 0);
       syncComputing();
     }
-    addColumns(layer);
+    if (mixesInDigits()) {
+      if constexpr (isInDigits(kBits, kRows)) addColumnDigits();
+    } else {
+      addColumns(layer);
+    }
+  }
+
+  //! This block's columns of x_proj times the digits of its u, added to the sums of all blocks.
+  //! Those of other blocks in the same column blocks are taken times zero.
+  __device__ void addColumnDigits() {
+    forgetPlace();
+    const ProductShare mine(args_, share(), warp_);
+    constexpr int kColumns = 512 / kBits;
+    const int before = kTileRows * share().pair - kColumns * mine.blocks.begin;
+    const int channels = kTileRows * share().pairs;
+    const float most = largestMagnitude(), inverse = kLargestFixed * reciprocalUnit(most);
+    for (int i = thread_; i < kColumns / 4 * mine.blocks.size(); i += kDecodeThreads) {
+      const int channel = 4 * i - before;
+      const bool is_own = channel >= 0 && channel < channels;
+      const float4 none = {};
+      storeFourDigits(i, is_own ? *reinterpret_cast<const float4*>(u() + channel) : none, inverse);
+    }
+    syncComputing();
+    const int units = args_.x_proj.rows / (2 * kTileRows);
+    const float unit_of_digits = most * (kCodeUnit<kBits> / kLargestFixed);
+    multiplyUnits<kBits, kRows, true>(
+        queue_, (units - warp_ + kDecodeWarps - 1) / kDecodeWarps, mine.blocks.size(),
+        laneActivations<kBits>(args_.d, 0), lane_, args_.signs, [&](int i, const TileSums& sums) {
+          const float first = joinDigits(sums.first, unit_of_digits);
+          const float twin = joinDigits(sums.twin, unit_of_digits);
+          if ((lane_ & 3) == 0) {
+            const int row = 2 * kTileRows * (warp_ + kDecodeWarps * i) + (lane_ >> 2);
+            addToSum(args_.sums + kSumStride * row, first);
+            addToSum(args_.sums + kSumStride * (row + kTileRows), twin);
+          }
+        });
   }
 
   //! This block's columns of x_proj times its u, added to the sums of all blocks.
@@ -505,18 +555,12 @@ class DecodeBlock {
       for (int window = mine.part; window < mine.windows; window += mine.parts) {
         if (!is_second) slot = queue_.take();
         const int from = slot.at + 48 * lane_ + (is_second ? halfSlotBytes(kBits) : 0);
-        uint4 words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) words[i] = loadShared(from + 16 * (i ^ ((lane_ >> 1) & 3)));
-        if (is_second || window + mine.parts >= mine.windows) {
-          queue_.lookAhead();
-          queue_.giveBack(slot, lane_);
-        }
-        is_second = !is_second;
-        const float scale_now[4] = {scale[0], scale[1], scale[2], scale[3]};
+        float scale_now[4] = {scale[0], scale[1], scale[2], scale[3]};
         loadScales(window + mine.parts);
-#pragma unroll
+        // Codes are not unrolled: the instruction cache (docs/lab_note_decode.md).
+#pragma unroll(kBits == 16 ? 4 : 1)
         for (int i = 0; i < 4; ++i) {
+          const uint4 words = loadShared(from + 16 * (i ^ ((lane_ >> 1) & 3)));
           constexpr int kPairs = 16 / kBits;  // Of 16 bytes.
           const int first = (mine.begin + 64 * window + 16 * i) / kBits - pair_begin;
           float dots[kRows] = {};
@@ -525,7 +569,7 @@ class DecodeBlock {
             const int pair = first + j;
             if (pair < 0 || pair >= pairs) continue;
             float w[kTileRows];
-            unpackColumns(words[i], j, w);
+            unpackColumns(words, j, w);
 #pragma unroll
             for (int row = 0; row < kRows; ++row) {
               const Channel* input = u() + (pair * kRows + row) * kTileRows;
@@ -537,9 +581,15 @@ class DecodeBlock {
           }
 #pragma unroll
           for (int row = 0; row < kRows; ++row) {
-            sums[row] = fmaf(scale_now[i], dots[row], sums[row]);
+            sums[row] = fmaf(scale_now[0], dots[row], sums[row]);
           }
+          scale_now[0] = scale_now[1], scale_now[1] = scale_now[2], scale_now[2] = scale_now[3];
         }
+        if (is_second || window + mine.parts >= mine.windows) {
+          queue_.lookAhead();
+          queue_.giveBack(slot, lane_);
+        }
+        is_second = !is_second;
       }
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
@@ -622,8 +672,7 @@ class DecodeBlock {
     const DecodeMatrix& matrix = args_.dt_proj;
     const __half* scales =
         reinterpret_cast<const __half*>(matrix.scales + layer * matrix.scales_layer_bytes);
-    // The channel that this lane has after the sum over states below.
-    const int out_index = 4 * half + 2 * ((lane_ >> 1) & 1) + ((lane_ >> 2) & 1);
+    const int out_index = outputIndex();
     float my_bias = 0.0f, my_skip = 0.0f, chunk_scale[4] = {};
     const auto load = [&](int pair) {
       if (pair >= share().pairs) return;
@@ -654,23 +703,24 @@ class DecodeBlock {
       for (int first = 0; first < entries + kLast; first += 4) {
         const int half = first / 4 % 2;
         if (half == 0) slot = queue_.take();
-        uint4 words[4];
-        loadWords(words, slot, half);
+        // As in addColumns.
+#pragma unroll(kBits == 16 ? 4 : 1)
+        for (int i = 0; i < 4; ++i) {
+          const uint4 words = loadShared(slot.at + half * halfSlotBytes(kBits) + 512 * i);
+          const int entry = first + i, chunk = quarter + 4 * entry;
+          if (entry == entries) rates = words;
+          if (entry == entries + 1) states = words;
+          if (chunk < chunks) {
+            float w[kStepChunk<kBits>];
+            unpackSteps(words, w);
+            addSteps(step, w, kBits == 16 ? 1.0f : chunk_scale[0], chunk);
+          }
+          chunk_scale[0] = chunk_scale[1], chunk_scale[1] = chunk_scale[2];
+          chunk_scale[2] = chunk_scale[3];
+        }
         if (half == 1 || first + 4 >= entries + kLast) {
           queue_.lookAhead();
           queue_.giveBack(slot, lane_);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int entry = first + i, chunk = quarter + 4 * entry;
-          if (entry == entries) rates = words[i];
-          if (entry == entries + 1) states = words[i];
-          if (chunk < chunks) {
-            float w[kStepChunk<kBits>];
-            unpackSteps(words[i], w);
-            const float scale = kBits == 16 ? 1.0f : chunk_scale[i];
-            addSteps(step, w, scale, chunk);
-          }
         }
       }
       const float rates_of[4] = {
@@ -696,7 +746,7 @@ class DecodeBlock {
           h[i] = fmaf(exp2Unit(mine * rates_of[i]), h[i], drive);
           y[i] = C * h[i];
         }
-        publishOutput(layer, row, pair, y, out_index, skip_kept);
+        publishOutput(layer, row, pair, gatedOutput(row, pair, y, out_index, skip_kept), out_index);
         float* to = args_.ssm_state +
                     ((int64_t{layer} * args_.b + row) * kDecodeState + state) * args_.d + channel +
                     4 * half;
@@ -717,6 +767,147 @@ class DecodeBlock {
         queue_.lookAhead();
         queue_.giveBack(states_of_all, lane_);
       }
+    }
+  }
+
+  //! scan where dt_proj takes digits.
+  __device__ void scanInDigits(int layer) {
+    forgetPlace();
+    // So many pairs at a time that a warp has something to do while one waits for its products.
+    constexpr int kTogether = 2;
+    const int entries = stepEntries<kBits>(args_.r), chunks = args_.r / kStepChunk<kBits>;
+    const int group = lane_ >> 2, quarter = lane_ & 3, state = lane_ >> 1, half = lane_ & 1;
+    const int out_index = outputIndex();
+    const DecodeMatrix& matrix = args_.dt_proj;
+    const __half* scales =
+        reinterpret_cast<const __half*>(matrix.scales + layer * matrix.scales_layer_bytes);
+    float bias[kTogether] = {}, skip[kTogether] = {}, chunk_scale[kTogether][4] = {};
+    const auto load = [&](int first) {
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int pair = first + j * kDecodeWarps;
+        if (pair >= share().pairs) continue;
+        const int channel = kTileRows * (share().pair + pair);
+        bias[j] = args_.dt_bias.of(layer)[channel + group];
+        skip[j] = args_.D.of(layer)[channel + out_index];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int chunk = quarter + 4 * i;
+          const int scale_group = (chunk * kStepChunk<kBits>) >> matrix.group_shift;
+          chunk_scale[j][i] =
+              chunk < chunks ? __half2float(scales[scale_group * matrix.rows + channel + group])
+                             : 0.0f;
+        }
+      }
+    };
+    load(warp_);  // While the sums are on their way.
+    receiveSums();
+    const float unit = stageStepDigits();
+    const float B = mixed()[args_.r + state], C = mixed()[args_.r + kDecodeState + state];
+    for (int first = warp_; first < share().pairs; first += kTogether * kDecodeWarps) {
+      // Where there is no second pair the first is worked out twice, and kept once.
+      const int count = first + kDecodeWarps < share().pairs ? 2 : 1;
+      Slot slot[kTogether] = {queue_.take(), {}};
+      slot[1] = slot[0];
+      if (count > 1) slot[1] = queue_.take();
+      float4 rates[kTogether], h[kTogether];
+      float digits[kTogether][2] = {};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i >= entries) break;
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+#pragma unroll
+          for (int j = 0; j < kTogether; ++j) {
+            addStepDigits(digits[j], slot[j], 2 * i + part, chunks, matrix.group_shift == 4,
+                          chunk_scale[j][i]);
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        rates[j] = floatsOf(loadShared(slot[j].at + entryAt<kBits>(entries)));
+        h[j] = floatsOf(loadShared(slot[j].at + entryAt<kBits>(entries + 1)));
+      }
+      queue_.lookAhead();
+      queue_.giveBack(slot[0], lane_);
+      if (count > 1) queue_.giveBack(slot[1], lane_);
+      float dt[kTogether], skip_kept[kTogether], out[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        dt[j] = softplusFast(joinDigits(digits[j], unit) + bias[j]);
+        skip_kept[j] = skip[j];
+      }
+      load(first + kTogether * kDecodeWarps);
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int pair = first + min(j, count - 1) * kDecodeWarps;
+        const float4 input = *reinterpret_cast<const float4*>(u() + pair * kTileRows + 4 * half);
+        const auto advance = [&](int i, float& value, float rate, float in) {
+          const float mine = __shfl_sync(0xffffffffu, dt[j], 4 * (4 * half + i));
+          value = fmaf(exp2Unit(mine * (rate * kLog2E)), value, mine * in * B);
+          return C * value;
+        };
+        const float y[4] = {
+            advance(0, h[j].x, rates[j].x, input.x), advance(1, h[j].y, rates[j].y, input.y),
+            advance(2, h[j].z, rates[j].z, input.z), advance(3, h[j].w, rates[j].w, input.w)};
+        out[j] = gatedOutput(0, pair, y, out_index, skip_kept[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        if (j >= count) break;
+        const int pair = first + j * kDecodeWarps;
+        publishOutput(layer, 0, pair, out[j], out_index);
+        const int channel = kTileRows * (share().pair + pair) + 4 * half;
+        *reinterpret_cast<float4*>(
+            args_.ssm_state + (int64_t{layer} * kDecodeState + state) * args_.d + channel) = h[j];
+      }
+    }
+  }
+
+  //! The digits of dt; returns what the lowest is worth in a product. Ends in a barrier.
+  __device__ float stageStepDigits() {
+    uint32_t bits = __float_as_uint(1e-30f);
+    for (int i = lane_; i < args_.r; i += 32) bits = max(bits, magnitudeBits(mixed()[i]));
+    const float most = __uint_as_float(__reduce_max_sync(0xffffffffu, bits));
+    if (thread_ < args_.r / 4) {
+      storeFourDigits(thread_, reinterpret_cast<const float4*>(mixed())[thread_],
+                      kLargestFixed * reciprocalUnit(most));
+    }
+    syncComputing();
+    return most * (kCodeUnit<kBits> / kLargestFixed);
+  }
+
+  /*!
+   * Adds 32 columns of dt_proj, chunks 2 i and 2 i + 1 of 16, of which a slot has four an entry: a
+   * lane takes half of a chunk. scale: of chunk quarter + 4 (i / 2), zero if there is none;
+   * is_split: the two chunks have different ones.
+   */
+  __device__ __forceinline__ void addStepDigits(float (&digits)[2], const Slot& slot, int i,
+                                                int chunks, bool is_split, float scale) const {
+    const int group = lane_ >> 2, quarter = lane_ & 3;
+    const int chunk = 2 * i + (quarter >> 1);
+    // Half of a chunk has kBits bytes.
+    const int at =
+        slot.at + entryAt<kBits>(i / 2) + 16 * ((chunk & 3) - quarter) + kBits * (quarter & 1);
+    uint2 words;
+    if constexpr (kBits == 8) {
+      words = loadSharedHalf(at);
+    } else {
+      words.x = *sharedAt<const uint32_t>(at), words.y = words.x;
+    }
+    const uint2 x =
+        loadSharedHalf(args_.activations_at + min(group, kDigits - 1) * digitStride(args_.d) +
+                       32 * i + 8 * quarter);
+    const SignedBytes<kBits> a(words.x, words.y, args_.signs);
+    for (int part = 0; part < (is_split ? 2 : 1); ++part) {
+      const bool counts = chunk < chunks && (!is_split || (quarter >> 1) == part);
+      SignedBytes<kBits> mine = a;
+      if (!counts) mine.low = mine.high = 0;
+      const float2 product = multiplyNarrow<kBits>(mine, x);
+      const float scale_of_row = __shfl_sync(0xffffffffu, scale, (lane_ & ~3) + (2 * i & 3) + part);
+      digits[0] = fmaf(scale_of_row, product.x, digits[0]);
+      digits[1] = fmaf(scale_of_row, product.y, digits[1]);
     }
   }
 
@@ -752,9 +943,13 @@ class DecodeBlock {
     }
   }
 
+  //! The channel of a pair that this lane has after the sum over states.
+  __device__ int outputIndex() const {
+    return 4 * (lane_ & 1) + 2 * ((lane_ >> 1) & 1) + ((lane_ >> 2) & 1);
+  }
+
   //! Sums y over the 16 states: halving exchanges, so that every lane ends with one channel.
-  __device__ void publishOutput(int layer, int row, int pair, const float (&y)[4], int out_index,
-                                float skip) {
+  __device__ float gatedOutput(int row, int pair, const float (&y)[4], int out_index, float skip) {
     const bool upper = (lane_ & 2) != 0;
     float keep0 = upper ? y[2] : y[0], keep1 = upper ? y[3] : y[1];
     keep0 += __shfl_xor_sync(0xffffffffu, upper ? y[0] : y[2], 2);
@@ -765,7 +960,10 @@ class DecodeBlock {
     sum += __shfl_xor_sync(0xffffffffu, sum, 8);
     sum += __shfl_xor_sync(0xffffffffu, sum, 16);
     const int at = (pair * kRows + row) * kTileRows + out_index;
-    const float out = fmaf(skip, toFloat(u()[at]), sum) * toFloat(gate()[at]);
+    return fmaf(skip, toFloat(u()[at]), sum) * toFloat(gate()[at]);
+  }
+
+  __device__ void publishOutput(int layer, int row, int pair, float out, int out_index) {
     const float next = __shfl_xor_sync(0xffffffffu, out, 4);
     if (lane_ < 4) {
       unsigned long long* word = args_.outputs + int64_t{row} * (args_.d / 2) +
@@ -790,19 +988,19 @@ class DecodeBlock {
       if (first >= rounds) break;
       ulonglong2 word[kWordsAtOnce] = {};
 #pragma unroll
-      for (int i = 0; i < kWordsAtOnce; ++i) {
-        if (first + i < rounds) word[i] = readPair(args_.outputs + placeOf(first + i));
+      for (int i = 0; i < kWordsAtOnce && first + i < kWordPairs; ++i) {
+        if (first + i >= rounds) break;
+        word[i] = readPair(args_.outputs + placeOf(first + i));
       }
 #pragma unroll
-      for (int i = 0; i < kWordsAtOnce; ++i) {
-        if (first + i < rounds) {
-          while (!isOf(word[i], epoch)) word[i] = readPair(args_.outputs + placeOf(first + i));
-          values[first + i] = {static_cast<uint32_t>(word[i].x), static_cast<uint32_t>(word[i].y)};
-          const float2 low = unpackPair<__half>(values[first + i].x);
-          const float2 high = unpackPair<__half>(values[first + i].y);
-          largest = max(max(largest, max(magnitudeBits(low.x), magnitudeBits(low.y))),
-                        max(magnitudeBits(high.x), magnitudeBits(high.y)));
-        }
+      for (int i = 0; i < kWordsAtOnce && first + i < kWordPairs; ++i) {
+        if (first + i >= rounds) break;
+        while (!isOf(word[i], epoch)) word[i] = readPair(args_.outputs + placeOf(first + i));
+        values[first + i] = {static_cast<uint32_t>(word[i].x), static_cast<uint32_t>(word[i].y)};
+        const float2 low = unpackPair<__half>(values[first + i].x);
+        const float2 high = unpackPair<__half>(values[first + i].y);
+        largest = max(max(largest, max(magnitudeBits(low.x), magnitudeBits(low.y))),
+                      max(magnitudeBits(high.x), magnitudeBits(high.y)));
       }
     }
     noteMagnitude(largest);
@@ -812,7 +1010,8 @@ class DecodeBlock {
 #pragma unroll
     for (int i = 0; i < kWordPairs; ++i) {
       if (i >= rounds) break;
-      storeFourDigits(placeOf(i) / 2, values[i], inverse);
+      const float2 low = unpackPair<__half>(values[i].x), high = unpackPair<__half>(values[i].y);
+      storeFourDigits(placeOf(i) / 2, {low.x, low.y, high.x, high.y}, inverse);
     }
     syncComputing();
   }

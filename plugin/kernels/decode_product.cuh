@@ -244,6 +244,27 @@ __device__ __forceinline__ void multiplyDigits(TileSums& sums, const uint32_t (&
   sums.add(c, scale, twin_scale);
 }
 
+//! 32 columns of one tile: this lane's 8 of row g, and of a digit x. Gives digits 2 t and 2 t + 1
+//! of row g.
+template <int kBits>
+__device__ __forceinline__ float2 multiplyNarrow(const SignedBytes<kBits>& a, const uint2& x) {
+  const uint32_t begin = __float_as_uint(kRound);
+  uint32_t d[4] = {begin, begin, begin, begin};
+  mmaBytes(d, a.low, 0u, a.high, 0u, x.x, x.y);
+  return {__uint_as_float(d[0]) - kRound, __uint_as_float(d[1]) - kRound};
+}
+
+//! A row's product from those with its digits, of which the lowest is in the neighbour; `unit`:
+//! what that one is worth. For lanes of digit 0.
+__device__ __forceinline__ float joinDigits(const float (&digits)[2], float unit) {
+  const float upper = fmaf(65536.0f, digits[0], 256.0f * digits[1]);
+  return (upper + __shfl_down_sync(0xffffffffu, digits[0], 1)) * unit;
+}
+
+//! What a product with digits is worth besides: see SignedBytes.
+template <int kBits>
+constexpr float kCodeUnit = kBits == 4 ? 1.0f / 16.0f : 1.0f;
+
 /*!
  * The products of one warp with its columns of some tiles, slot after slot.
  *

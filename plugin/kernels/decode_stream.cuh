@@ -15,7 +15,8 @@
  *
  * The list of a warp, block after block of the model:
  *     in     pairs (u tile, z tile) of its row group: 4 column blocks of both tiles a slot
- *     column 64 bytes of 32 rows of x_proj half a slot
+ *     column x_proj: where it takes digits, its tiles two by two like in, of the column
+ *            blocks that hold this block's channels; else 64 bytes of 32 rows half a slot
  *     scan   for its pairs: dt_proj, A, the state
  *     out    tiles of its row group two by two like in; an odd one alone, 8 column blocks a slot
  * and after the last block of the model the head's tiles, like out.
@@ -109,12 +110,21 @@ struct ProductShare {
     unit = warp >> split.log_slices;
     unit_step = kDecodeWarps >> split.log_slices;
   }
+
+  //! Of x_proj in digits: the column blocks that hold this block's channels, units dealt to warps.
+  __device__ ProductShare(const DecodeArgs& args, const BlockShare& share, int warp)
+      : unit(warp), unit_step(kDecodeWarps) {
+    const int columns = 512 / args.x_proj.bits;
+    blocks = {kTileRows * share.pair / columns,
+              (kTileRows * (share.pair + share.pairs) + columns - 1) / columns};
+  }
 };
 
 /*!
- * How the warps share x_proj: 32 rows a row group, a warp one of them at a time; where there are
- * fewer row groups than warps, the columns are dealt to several parts. A slot holds a window of 64
- * bytes of each row; the first begins at the multiple of 16 before the block's first column.
+ * How the warps share x_proj where it takes no digits: 32 rows a row group, a warp one of them at a
+ * time; where there are fewer row groups than warps, the columns are dealt to several parts. A slot
+ * holds a window of 64 bytes of each row; the first begins at the multiple of 16 before the block's
+ * first column.
  */
 struct ColumnShare {
   int row_groups, parts, part, row_group;
@@ -168,6 +178,12 @@ struct Ring {
   }
 };
 
+//! Where in a slot the 16 bytes `i` of a lane's eight begin.
+template <int kBits>
+__device__ __forceinline__ constexpr int entryAt(int i) {
+  return i / 4 * halfSlotBytes(kBits) + i % 4 * 512;
+}
+
 //! A full slot.
 struct Slot {
   int at;         //!< Offset of this lane's part.
@@ -213,8 +229,10 @@ static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int p
   const auto fetch = [](const void* at) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory");
   };
-  // Elements at + 0 ... count - 1 of a table of floats.
+  // Elements at + 0 ... count - 1 of a table of floats. The loops are not unrolled, for the
+  // instruction cache.
   const auto fetchRow = [&](const float* table, int at, int count) {
+#pragma unroll 1
     for (int i = lane * kLine / 4; i < count + kLine / 4; i += 8 * kLine) {
       fetch(table + at + min(i, count - 1));
     }
@@ -227,6 +245,7 @@ static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int p
   if (is_last || pairs == 0) return;
   const int channel = kTileRows * pair, channels = kTileRows * pairs;
   const int past = args.k - 1;
+#pragma unroll 1
   for (int row = warp; row < args.k + 3 + past * args.b; row += kDecodeWarps) {
     const float* table = nullptr;
     if (row < args.k) {
@@ -248,12 +267,14 @@ static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int p
     const int first = channel >> x.group_shift;
     const int groups = ((channel + channels - 1) >> x.group_shift) - first + 1;
     const float* x_scales = reinterpret_cast<const float*>(x.scales + layer * x.scales_layer_bytes);
+#pragma unroll 1
     for (int i = warp; i < groups; i += kDecodeWarps) {
       fetchRow(x_scales, (first + i) * (x.rows / 2), x.rows / 2);
     }
     const DecodeMatrix& dt = args.dt_proj;
     const float* dt_scales =
         reinterpret_cast<const float*>(dt.scales + layer * dt.scales_layer_bytes);
+#pragma unroll 1
     for (int i = warp; i < args.r >> dt.group_shift; i += kDecodeWarps) {
       fetchRow(dt_scales, (i * args.d + channel) / 2, channels / 2);
     }
@@ -283,30 +304,35 @@ class WeightFetcher {
 
   __device__ void run() {
     prefetchTables(args_, share_.pair, share_.pairs, 0, warp_, lane_);
-    for (int layer = 0; layer < args_.layers; ++layer) {
-      fetchProduct(args_.in_proj, args_.in_split, layer, kTileRows * share_.pair, share_.pairs,
-                   kTileRows, args_.d, 2 * share_.pairs);
-      prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
-      fetchColumns(layer);
-      fetchScan(layer);
-      fetchProduct(args_.out_proj, args_.out_split, layer, kTileRows * share_.out,
-                   (share_.outs + 1) / 2, 2 * kTileRows, kTileRows, share_.outs);
+    // Where weights are codes, one place in the code for all products: what a block of the model
+    // runs through has to stay in the instruction cache (docs/lab_note_decode.md).
+#pragma unroll 1
+    for (int layer = 0; layer <= args_.layers; ++layer) {
+      const bool is_head = layer == args_.layers;
+#pragma unroll(kIsCoded ? 1 : 4)
+      for (int i = kIn; i <= kHead; ++i) {
+        if ((i == kHead) != is_head) continue;
+        if (i != kColumns || (isInDigits(kBits, kRows) && args_.mixes_in_digits != 0)) {
+          fetchProduct(static_cast<Product>(i), is_head ? 0 : layer);
+        } else {
+          fetchColumns(layer);
+        }
+        if (i == kIn) prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
+        if (i == kColumns) fetchScan(layer);
+      }
     }
-    fetchProduct(args_.head, args_.head_split, 0, kTileRows * share_.head, (share_.heads + 1) / 2,
-                 2 * kTileRows, kTileRows, share_.heads);
   }
 
  private:
   static constexpr bool kIsCoded = kBits != 16;
 
+  //! In the order of the list.
+  enum Product { kIn, kColumns, kOut, kHead };
+
   //! Waits for a free slot; its address.
   __device__ __forceinline__ uint32_t begin() {
     awaitBarrier<100>(ring_.free(), ring_.parity ^ 1);  // A fresh ring is free.
     return shared_ + ring_.offset();
-  }
-  //! Of the eight times 16 bytes a lane that a slot has.
-  static __device__ constexpr int entryAt(int i) {
-    return i / 4 * halfSlotBytes(kBits) + i % 4 * 512;
   }
   __device__ __forceinline__ void end() {
     arriveWithCopies(ring_.full());
@@ -320,9 +346,30 @@ class WeightFetcher {
    * A copy takes whole lines of 128 bytes, 8 lanes each, because a multiprocessor asks for one line
    * in two clocks, however little of it: lane 8 i + c copies 16 bytes c of row i.
    */
-  __device__ void fetchProduct(const DecodeMatrix& matrix, DecodeSplit split, int layer, int row,
-                               int units, int unit_rows, int twin_rows, int tiles) {
-    const ProductShare mine(matrix, split, warp_);
+  __device__ void fetchProduct(Product product, int layer) {
+    const DecodeMatrix& matrix = product == kIn        ? args_.in_proj
+                                 : product == kColumns ? args_.x_proj
+                                 : product == kOut     ? args_.out_proj
+                                                       : args_.head;
+    const ProductShare mine = product == kColumns
+                                  ? ProductShare(args_, share_, warp_)
+                                  : ProductShare(matrix,
+                                                 product == kIn    ? args_.in_split
+                                                 : product == kOut ? args_.out_split
+                                                                   : args_.head_split,
+                                                 warp_);
+    const int tiles = product == kIn        ? 2 * share_.pairs
+                      : product == kColumns ? (share_.pairs > 0 ? matrix.rows / kTileRows : 0)
+                      : product == kOut     ? share_.outs
+                                            : share_.heads;
+    const int row = kTileRows * (product == kIn        ? share_.pair
+                                 : product == kColumns ? 0
+                                 : product == kOut     ? share_.out
+                                                       : share_.head);
+    // in_proj's twins are the gates of its channels.
+    const int unit_rows = product == kIn ? kTileRows : 2 * kTileRows;
+    const int twin_rows = product == kIn ? args_.d : kTileRows;
+    const int units = (tiles + 1) / 2;
     const int columns = 512 / matrix.bits;
     const int row_of_lane = lane_ >> 3, chunk = lane_ & 7, odd = chunk >> 2;
     const int64_t twin = int64_t{twin_rows} * matrix.row_bytes,
@@ -427,12 +474,12 @@ class WeightFetcher {
           const int entry = first + i;
           if (entry < entries) {
             if ((lane_ & 3) + 4 * entry < chunks) {
-              copyAsync<kChunkBytes>(to + entryAt(i), from + 4 * kChunkBytes * entry);
+              copyAsync<kChunkBytes>(to + entryAt<kBits>(i), from + 4 * kChunkBytes * entry);
             }
           } else if (entry == entries) {
-            copyAsync<16>(to + entryAt(i), rates);
+            copyAsync<16>(to + entryAt<kBits>(i), rates);
           } else if (kRows == 1 && entry == entries + 1) {
-            copyAsync<16>(to + entryAt(i), states);
+            copyAsync<16>(to + entryAt<kBits>(i), states);
           }
         }
         end();
@@ -441,7 +488,7 @@ class WeightFetcher {
         const uint32_t to = begin() + 16 * lane_;
 #pragma unroll
         for (int text = 0; text < kRows; ++text) {
-          if (text < args_.b) copyAsync<16>(to + entryAt(text), states + text * state_bytes);
+          if (text < args_.b) copyAsync<16>(to + entryAt<kBits>(text), states + text * state_bytes);
         }
         end();
       }

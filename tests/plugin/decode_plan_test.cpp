@@ -95,6 +95,18 @@ void plansEveryPublishedModel() {
   }
 }
 
+//! Digits where a warp has a pair; then a block adds once to each sum, else by parts of x_proj.
+void takesDigitsWhereTheyPay() {
+  const S6Decode one = problem(kPublished[0], 4, 1), several = problem(kPublished[0], 4, 4);
+  const S6Decode half = problem(kPublished[0], 16, 1);
+  const s6::DecodeArgs few = s6::planDecode(one, 8, kShallowCodes);
+  S6_EXPECT(few.mixes_in_digits && few.addends == few.blocks);
+  const s6::DecodeArgs many = s6::planDecode(one, 132, kShallowCodes);
+  S6_EXPECT(!many.mixes_in_digits && many.addends == 2 * many.blocks);
+  S6_EXPECT(!s6::planDecode(several, 8, kShallowBatch).mixes_in_digits);
+  S6_EXPECT(!s6::planDecode(half, 8, kShallow).mixes_in_digits);
+}
+
 void refuses(S6Status wanted, const std::function<void(S6Decode&)>& spoil, int line) {
   S6Decode p = problem(kPublished[0], 4, 1);
   spoil(p);
@@ -116,6 +128,8 @@ void refusesBadProblems() {
   REFUSES(S6_STATUS_BAD_SIZE, p.m = 4104);
   REFUSES(S6_STATUS_BAD_SIZE, p.d -= 4);
   REFUSES(S6_STATUS_BAD_SIZE, p.r = 264);
+  REFUSES(S6_STATUS_BAD_SIZE, (p.m = p.d = 128, p.r = 144));
+  REFUSES(S6_STATUS_BAD_SIZE, p.x_proj.group_size = 32);
   REFUSES(S6_STATUS_BAD_SIZE, p.m = 64);  // A row of 32 bytes is no whole block.
   REFUSES(S6_STATUS_BAD_SIZE, p.vocab_rows += 1);
   REFUSES(S6_STATUS_BAD_SIZE, p.vocab = p.vocab_rows + 1);
@@ -139,6 +153,7 @@ void refusesBadProblems() {
 
 int main() {
   plansEveryPublishedModel();
+  takesDigitsWhereTheyPay();
   refusesBadProblems();
   S6Decode p = problem(kPublished[0], 16, 1);
   S6_EXPECT(s6_decode_workspace_bytes(&p) > 0);
