@@ -47,6 +47,23 @@ def test_kernels_compile_for_the_board_without_spills(tmp_path: Path) -> None:
         assert found["rows"] == kept["rows"], "docs/measurements/ptxas.json is out of date"
 
 
+@pytest.mark.parametrize("preset", ["dev_gpu", "sanitize"])
+def test_only_the_sanitize_preset_hands_over_by_mbarriers(preset: str, tmp_path: Path) -> None:
+    """racecheck follows mbarriers, not the named barriers that ship: docs/lab_note_scan.md."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    plugin, output = ROOT / "plugin", tmp_path / "scan_relay.ptx"
+    presets = json.loads((plugin / "CMakePresets.json").read_text())["configurePresets"]
+    variables = next(p for p in presets if p["name"] == preset)["cacheVariables"]
+    includes = [f"-I{plugin / folder}" for folder in ("include", "api", "kernels")]
+    flags = ["-std=c++17", "-arch=sm_87", *variables.get("CMAKE_CUDA_FLAGS", "").split()]
+    source = plugin / "kernels" / "scan_relay.cu"
+    subprocess.run(["nvcc", "-ptx", *flags, *includes, "-o", output, source], check=True)
+    code = output.read_text()
+    assert ("mbarrier.arrive" in code) == (preset == "sanitize")
+    assert ("bar.arrive" in code) == (preset != "sanitize")
+
+
 @pytest.mark.parametrize(
     "name",
     ["scan", "scan_checks", "decode", "prefill", "prefill_w8a8", "selection", "tensorrt"],
