@@ -25,6 +25,7 @@
 
 #include "decode_args.cuh"
 #include "mbarrier.cuh"
+#include "shared_memory.cuh"
 #include "tensor_cores.cuh"
 
 namespace s6 {
@@ -38,30 +39,6 @@ __device__ __forceinline__ uint4 loadShared(int offset) {
 __device__ __forceinline__ uint2 loadSharedHalf(int offset) {
   extern __shared__ __align__(128) uint8_t shared[];
   return *reinterpret_cast<const uint2*>(shared + offset);
-}
-
-template <int kBytes>
-__device__ __forceinline__ void copyAsync(uint32_t to, const uint8_t* from) {
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
-                 : "memory");
-  }
-}
-
-//! 16 bytes, or zeros instead if there is nothing to copy. kIsShared: other warps want the rest of
-//! the line soon.
-template <bool kIsShared>
-__device__ __forceinline__ void copyOrZeroAsync(uint32_t to, const uint8_t* from, bool exists) {
-  const int bytes = exists ? 16 : 0;
-  if constexpr (kIsShared) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-                 : "memory");
-  }
 }
 
 //! Arrives once all copies that this thread has started are complete.
@@ -397,16 +374,16 @@ class WeightFetcher {
           const uint32_t at = slot + half * halfSlotBytes(kBits);
           if (has_twin) {
             const uint32_t to = at + place + 1024 * odd;
-            copyOrZeroAsync<false>(to, from, left > 0);
-            copyOrZeroAsync<false>(to + 256, from + lower, left > 0);
-            copyOrZeroAsync<false>(to + 512, from + twin, left > 0);
-            copyOrZeroAsync<false>(to + 768, from + twin + lower, left > 0);
+            copyOrZeroAsync(to, from, left > 0);
+            copyOrZeroAsync(to + 256, from + lower, left > 0);
+            copyOrZeroAsync(to + 512, from + twin, left > 0);
+            copyOrZeroAsync(to + 768, from + twin + lower, left > 0);
           } else {
             const uint32_t to = at + place + 512 * odd;
-            copyOrZeroAsync<false>(to, from, left > 0);
-            copyOrZeroAsync<false>(to + 256, from + lower, left > 0);
-            copyOrZeroAsync<false>(to + 1024, from + 128, left > 2);
-            copyOrZeroAsync<false>(to + 1280, from + 128 + lower, left > 2);
+            copyOrZeroAsync(to, from, left > 0);
+            copyOrZeroAsync(to + 256, from + lower, left > 0);
+            copyOrZeroAsync(to + 1024, from + 128, left > 2);
+            copyOrZeroAsync(to + 1280, from + 128 + lower, left > 2);
           }
           if (copies) {
             copyOrZeroAsync<true>(
@@ -441,9 +418,9 @@ class WeightFetcher {
               matrix.data + layer * matrix.layer_bytes + int64_t{row} * matrix.row_bytes + at;
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            copyOrZeroAsync<false>(slot + half * halfSlotBytes(kBits) + 512 * i,
-                                   from + int64_t{8 * i} * matrix.row_bytes,
-                                   row + 8 * i < matrix.rows && at < mine.end);
+            copyOrZeroAsync(slot + half * halfSlotBytes(kBits) + 512 * i,
+                            from + int64_t{8 * i} * matrix.row_bytes,
+                            row + 8 * i < matrix.rows && at < mine.end);
           }
         }
         end();

@@ -23,12 +23,12 @@
  * kTokenTiles tiles of tokens, which stay in the L2 cache while the weights pass once.
  * Limits: any sm_80 or later; the tensor cores are reached by mma.m16n8k32.
  */
-#include "s6/int8_linear.h"
-
 #include <cuda_runtime_api.h>
 
 #include "int8_codes.cuh"
+#include "s6/int8_linear.h"
 #include "scan_math.cuh"
+#include "shared_memory.cuh"
 #include "tensor_cores.cuh"
 
 namespace s6 {
@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(kQuantiseTokens* kQuantiseLanes)
   const int column = blockIdx.y * kGroup + threadIdx.x * 8;
   uint4 halves{};
   if (token < p.tokens) {
-    halves = *reinterpret_cast<const uint4*>(static_cast<const __half*>(p.x) + token * x_row +
-                                             column);
+    halves =
+        *reinterpret_cast<const uint4*>(static_cast<const __half*>(p.x) + token * x_row + column);
   }
   const float2 pair[4] = {unpackPair<__half>(halves.x), unpackPair<__half>(halves.y),
                           unpackPair<__half>(halves.z), unpackPair<__half>(halves.w)};
@@ -106,12 +106,6 @@ __device__ __forceinline__ int turnOfToken(int row) { return row & 7; }
 //! The same for the weights, whose rows are read as `dealtRow` deals them.
 __device__ __forceinline__ int turnOfWeight(int row) { return (row & 1) | ((row >> 1) & 6); }
 
-__device__ __forceinline__ void copyAsync4(void* shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(sharedAddress(shared)),
-               "l"(global)
-               : "memory");
-}
-
 /*!
  * What a thread copies, group after group: one chunk of every kRowStep-th row of both tiles, and a
  * word of scales. Rows past the end repeat the last one: their results are not stored.
@@ -137,24 +131,27 @@ class TileCopies {
     tokens_ = p.tokens;
     x_scale_ = p.scales + min(first_token + static_cast<int>(threadIdx.x), p.tokens - 1);
     scale_row_ = (kThreads - 1 - static_cast<int>(threadIdx.x)) * 2;
-    weight_scale_ = static_cast<const __half*>(p.weight_scales) +
-                    min(first_row + scale_row_, p.rows - 2);
+    weight_scale_ =
+        static_cast<const __half*>(p.weight_scales) + min(first_row + scale_row_, p.rows - 2);
   }
 
   //! Starts those of the next group.
   __device__ void start(Stage& stage) {
 #pragma unroll
     for (int i = 0; i < kXCopies; ++i) {
-      copyAsync16(stage.x + x_place_ + i * kRowStep * kGroup, x_[i], true);
+      copyAsync<16>(sharedAddress(stage.x + x_place_ + i * kRowStep * kGroup), x_[i]);
       x_[i] += kGroup;
     }
 #pragma unroll
     for (int i = 0; i < kWeightCopies; ++i) {
-      copyAsync16(stage.weight + weight_place_ + i * kRowStep * kGroup, weight_[i], true);
+      copyAsync<16>(sharedAddress(stage.weight + weight_place_ + i * kRowStep * kGroup),
+                    weight_[i]);
       weight_[i] += kGroup;
     }
-    if (threadIdx.x < kTileTokens) copyAsync4(stage.x_scales + threadIdx.x, x_scale_);
-    if (scale_row_ < kTileRows) copyAsync4(stage.weight_scales + scale_row_, weight_scale_);
+    if (threadIdx.x < kTileTokens)
+      copyAsync<4>(sharedAddress(stage.x_scales + threadIdx.x), x_scale_);
+    if (scale_row_ < kTileRows)
+      copyAsync<4>(sharedAddress(stage.weight_scales + scale_row_), weight_scale_);
     x_scale_ += tokens_;
     if (++groups_done_ == groups_of_scale_) {
       groups_done_ = 0;
@@ -186,8 +183,8 @@ __device__ __forceinline__ void addGroup(Sums& sums, const Stage& stage, int war
   const int lane = threadIdx.x % kWarp;
   const int x_row = warp_token + lane % 16;
   const int tile = lane / 16, weight_row = warp_row + dealtRow(tile, lane % 8);
-  const uint32_t x = sharedAddress(stage.x) + x_row * kGroup +
-                     ((lane / 16) ^ turnOfToken(x_row)) * kChunk;
+  const uint32_t x =
+      sharedAddress(stage.x) + x_row * kGroup + ((lane / 16) ^ turnOfToken(x_row)) * kChunk;
   const uint32_t weight = sharedAddress(stage.weight) + weight_row * kGroup +
                           ((lane / 8 % 2) ^ turnOfWeight(weight_row)) * kChunk;
   const uint32_t magic[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
@@ -221,8 +218,8 @@ __device__ __forceinline__ void addGroup(Sums& sums, const Stage& stage, int war
   float scale[2 * kPairs][2], offset[2 * kPairs][2];
 #pragma unroll
   for (int pair = 0; pair < kPairs; ++pair) {
-    const uint2 four = *reinterpret_cast<const uint2*>(stage.weight_scales + warp_row + pair * 16 +
-                                                       lane % 4 * 4);
+    const uint2 four =
+        *reinterpret_cast<const uint2*>(stage.weight_scales + warp_row + pair * 16 + lane % 4 * 4);
     const float2 two[2] = {unpackPair<__half>(four.x), unpackPair<__half>(four.y)};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {

@@ -14,6 +14,7 @@
 
 #ifdef S6_SANITIZE
 #include "mbarrier.cuh"
+#include "shared_memory.cuh"
 #endif
 
 namespace s6 {
@@ -43,7 +44,7 @@ class HandOver {
  private:
   static __device__ uint32_t address(int barrier) {
     __shared__ uint64_t barriers[kCount];
-    return static_cast<uint32_t>(__cvta_generic_to_shared(&barriers[barrier]));
+    return sharedAddress(&barriers[barrier]);
   }
 
   uint32_t barrier_;

@@ -29,6 +29,7 @@
 #include "scan_args.cuh"
 #include "scan_math.cuh"
 #include "scan_warp.cuh"
+#include "shared_memory.cuh"
 
 namespace s6 {
 namespace {
@@ -115,10 +116,10 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm) scanLaneKernel(cons
     if (tokens > 0) {
       const bool valid = copy_token < tokens;
       const uint32_t to = copy_to + stage;
-      copyAsync16(to, wide, valid);
-      copyAsync16(to + kRow / 2, wide + kChannels / 2, valid);
-      copyAsync16(to + 2 * kTensor, third, valid);
-      copyAsync16(to + 2 * kTensor + kRow / 2, fourth, valid);
+      copyOrZeroAsync(to, wide, valid);
+      copyOrZeroAsync(to + kRow / 2, wide + kChannels / 2, valid);
+      copyOrZeroAsync(to + 2 * kTensor, third, valid);
+      copyOrZeroAsync(to + 2 * kTensor + kRow / 2, fourth, valid);
       wide += wide_step;
       third += third_step;
       fourth += fourth_step;
@@ -167,8 +168,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm) scanLaneKernel(cons
 #pragma unroll 1
     for (int begin = 0; begin < kTokens; begin += kStraightTokens) {
       uint32_t delta_u[4], gates[2];
-      loadMatrices(delta_u, from);
-      loadMatrices(gates, from + kTensor);
+      loadTransposed(delta_u, from);
+      loadTransposed(gates, from + kTensor);
       from += kRow * kStraightTokens;
       float dt[kStraightTokens], u[kStraightTokens], input[kStraightTokens], y[kStraightTokens];
 #pragma unroll

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*!
  * \file scan_math.cuh
- * \brief Device arithmetic shared by the kernels: conversions, exp, softplus, SiLU, PTX wrappers.
+ * \brief Device arithmetic shared by the kernels: conversions, exp, softplus, SiLU.
  *
  * Every approximate instruction is named at its use; the build has no global fast-math.
  */
@@ -117,25 +117,6 @@ template <>
 __device__ __forceinline__ uint32_t packPair<__nv_bfloat16>(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);
-}
-
-//! Copies 16 bytes to shared memory without passing registers; zeros instead if !valid.
-//! cp.async.cg goes through L2 only: the data is read once.
-__device__ __forceinline__ void copyAsync16(void* shared, const void* global, bool valid) {
-  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void commitCopies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-//! Waits until at most kPending groups of this thread are still under way.
-template <int kPending>
-__device__ __forceinline__ void waitCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 }  // namespace s6

@@ -42,6 +42,7 @@
 #include "scan_hand_over.cuh"
 #include "scan_math.cuh"
 #include "scan_warp.cuh"
+#include "shared_memory.cuh"
 
 namespace s6 {
 namespace {
@@ -158,11 +159,11 @@ __global__ void __launch_bounds__(32 * kWarps, 1) scanRelayKernel(const ScanArgs
       if (copies_wide) {
 #pragma unroll
         for (int i = 0; i < kSlots; ++i) {
-          copyAsync16(shared_at + raw + L::kWide * i, wide_from + kSlotChannels * i,
-                      lane % 8 < tokens);
+          copyOrZeroAsync(shared_at + raw + L::kWide * i, wide_from + kSlotChannels * i,
+                          lane % 8 < tokens);
         }
       }
-      copyAsync16(shared_at + raw + L::kNarrow, narrow_from, lane / 4 < tokens);
+      copyOrZeroAsync(shared_at + raw + L::kNarrow, narrow_from, lane / 4 < tokens);
       wide_from += wide_step;
       narrow_from += narrow_step;
     }
@@ -214,7 +215,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1) scanRelayKernel(const ScanArgs
     uint32_t matrices[kSlots][4];  // delta, u, z; the fourth is not used.
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      loadMatrices(matrices[i], shared_at + raw + L::kWide * i);
+      loadTransposed(matrices[i], shared_at + raw + L::kWide * i);
     }
     {
       const uint4 v = *reinterpret_cast<const uint4*>(shared + raw + L::kNarrow);

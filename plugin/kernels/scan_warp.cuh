@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*!
  * \file scan_warp.cuh
- * \brief What the warps of the tuned scans use: transposing matrix moves and addressed copies.
+ * \brief What the warps of the tuned scans use: matrix moves that transpose, and ways to keep the
+ * compiler from moving things.
  *
  * Shared memory is named by its 32-bit address: the kernels compute each offset once, because the
  * compiler, short of registers, would compute them anew in every tile.
@@ -12,10 +13,6 @@
 
 namespace s6 {
 
-__device__ __forceinline__ uint32_t sharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 //! Keeps a value in its register: the compiler no longer knows how to compute it again.
 __device__ __forceinline__ void keepInRegister(uint32_t& value) { asm volatile("" : "+r"(value)); }
 
@@ -24,7 +21,7 @@ __device__ __forceinline__ void keepInRegister(uint32_t& value) { asm volatile("
  * (lanes 0-7 those of the first matrix, and so on) and gets column lane / 4, rows 2 (lane % 4) and
  * the next, of each.
  */
-__device__ __forceinline__ void loadMatrices(uint32_t (&out)[4], uint32_t row) {
+__device__ __forceinline__ void loadTransposed(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(row)
@@ -32,7 +29,7 @@ __device__ __forceinline__ void loadMatrices(uint32_t (&out)[4], uint32_t row) {
 }
 
 //! The same for two matrices; lanes 0-15 name the rows.
-__device__ __forceinline__ void loadMatrices(uint32_t (&out)[2], uint32_t row) {
+__device__ __forceinline__ void loadTransposed(uint32_t (&out)[2], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                : "=r"(out[0]), "=r"(out[1])
                : "r"(row)
@@ -45,14 +42,6 @@ __device__ __forceinline__ uint32_t transposeMatrix(uint32_t values) {
   uint32_t transposed;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(values));
   return transposed;
-}
-
-//! copyAsync16 to a shared address.
-__device__ __forceinline__ void copyAsync16(uint32_t shared, const void* global, bool valid) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-               "r"(bytes)
-               : "memory");
 }
 
 //! 1, as a number that the compiler does not know: a loop of so many rounds keeps instructions

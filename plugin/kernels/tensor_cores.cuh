@@ -12,10 +12,6 @@
 
 namespace s6 {
 
-__device__ __forceinline__ uint32_t sharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 //! Four 8 x 8 tiles of 16-bit elements; lane i gives the address of row i % 8 of tile i / 8.
 __device__ __forceinline__ void loadMatrices(uint32_t (&to)[4], uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -26,8 +22,7 @@ __device__ __forceinline__ void loadMatrices(uint32_t (&to)[4], uint32_t shared)
 //! d = a b + c in int32: 16 tokens x 8 rows over 32 columns of int8.
 __device__ __forceinline__ void multiplyAdd(uint32_t (&d)[4], const uint32_t (&a)[4],
                                             const uint32_t* b, const uint32_t (&c)[4]) {
-  asm(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%10, %11, %12, %13};"
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
@@ -37,8 +32,7 @@ __device__ __forceinline__ void multiplyAdd(uint32_t (&d)[4], const uint32_t (&a
 //! d += a b in float32: 16 tokens x 8 rows over 16 columns of float16.
 __device__ __forceinline__ void multiplyAdd(float (&d)[4], const uint32_t (&a)[4],
                                             const uint32_t* b) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
