@@ -128,9 +128,15 @@ int64_t layOutWorkspace(const S6Decode& p, uint8_t* base, DecodeArgs* args) {
   return at;
 }
 
+/*!
+ * The deepest ring that pays, measured (docs/lab_note_decode.md): where many blocks share the
+ * memory, deeper ones let some run far ahead while the others, for which they will wait, starve.
+ */
+int deepestRing(int blocks) { return blocks > 32 ? 4 : 6; }
+
 }  // namespace
 
-DecodeArgs planDecode(const S6Decode& p, int blocks, int depth) {
+DecodeArgs planDecode(const S6Decode& p, int blocks, int shared_bytes) {
   DecodeArgs args = {};
   args.b = p.b, args.m = p.m, args.d = p.d, args.k = p.k, args.r = p.r;
   args.layers = p.layers, args.vocab = p.vocab;
@@ -173,8 +179,7 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int depth) {
   args.out_split = chooseSplit(args.out_proj, (outs + 1) / 2, rows);
   args.head_split = chooseSplit(args.head, (heads + 1) / 2, rows);
 
-  // The ring and its two barriers a slot.
-  int64_t at = aligned(int64_t{depth} * kDecodeWarps * (slotBytes(args.in_proj.bits) + 16));
+  int64_t at = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t here = at;
     at += aligned(bytes);
@@ -195,7 +200,16 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int depth) {
   args.own_at = take(int64_t{outs} * kTileRows * rows * 4);
   args.reduce_at = take((2 * kDecodeWarps + 2) * 4);
   args.candidates_at = take(kDecodeThreads * 8);
-  args.shared_bytes = static_cast<int32_t>(at);
+  // The rings, with two barriers a slot, come first and take what is left.
+  const int64_t slots = int64_t{kDecodeWarps} * (slotBytes(bits) + 16);
+  const int64_t fitting = (shared_bytes - at - kAlignment) / slots;
+  args.depth = static_cast<int32_t>(std::clamp<int64_t>(fitting, 0, deepestRing(args.blocks)));
+  const auto rings = static_cast<int32_t>(aligned(args.depth * slots));
+  for (int32_t* offset : {&args.activations_at, &args.partials_at, &args.totals_at, &args.mixed_at,
+                          &args.channels_at, &args.own_at, &args.reduce_at, &args.candidates_at}) {
+    *offset += rings;
+  }
+  args.shared_bytes = static_cast<int32_t>(at) + rings;
   return args;
 }
 

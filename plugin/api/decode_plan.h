@@ -15,8 +15,8 @@ inline int decodeRows(int b) { return b == 1 ? 1 : S6_DECODE_MAX_BATCH; }
  *
  * \param problem Checked before.
  * \param blocks Blocks that run at once, one a multiprocessor; at most kMaxDecodeBlocks are used.
- * \param depth Slots of a warp's ring.
+ * \param shared_bytes What a block may have. If that is too little, depth is below kLeastDepth.
  */
-DecodeArgs planDecode(const S6Decode& problem, int blocks, int depth);
+DecodeArgs planDecode(const S6Decode& problem, int blocks, int shared_bytes);
 
 }  // namespace s6

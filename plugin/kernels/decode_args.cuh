@@ -31,6 +31,9 @@ constexpr int kSumStride = 16;  //!< Words from sum to sum: a line each, so that
 //! have a value for every computing thread.
 S6_HOST_DEVICE constexpr int batchPairs(int rows) { return rows == 1 ? 16 : 2; }
 
+//! Slots of a ring: a warp holds two at a time while it multiplies.
+constexpr int kLeastDepth = 2;
+
 //! Half a slot of a warp's ring: four times 16 bytes a lane, and the scales of packed weights.
 S6_HOST_DEVICE constexpr int halfSlotBytes(int bits) { return 2048 + (bits == 16 ? 0 : 128); }
 S6_HOST_DEVICE constexpr int slotBytes(int bits) { return 2 * halfSlotBytes(bits); }
@@ -96,6 +99,7 @@ struct DecodeSplit {
 struct DecodeArgs {
   int32_t b, m, d, k, r, layers, vocab;
   int32_t blocks;
+  int32_t depth;    //!< Slots of the ring of a warp.
   int32_t addends;  //!< Of each sum: the blocks that own channels times their parts of x_proj.
   //! Whether x_proj and dt_proj take the activations of a single text as digits, measured: where
   //! each warp of the busiest block has a pair; with fewer, making digits takes longer than it

@@ -59,16 +59,17 @@ __device__ __forceinline__ void addToSum(unsigned long long* word, float value) 
   asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(word), "l"(addend) : "memory");
 }
 
-//! The word once `addends` more than in `before` have arrived.
-__device__ __forceinline__ unsigned long long awaitSum(const unsigned long long* word,
-                                                       unsigned long long before, int addends) {
-  constexpr unsigned kMask = (1u << kSumCountBits) - 1u;
-  const unsigned wanted = (static_cast<unsigned>(before) + addends) & kMask;
+__device__ __forceinline__ unsigned long long readSum(const unsigned long long* word) {
   unsigned long long now;
-  do {
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(word) : "memory");
-  } while ((static_cast<unsigned>(now) & kMask) != wanted);
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(word) : "memory");
   return now;
+}
+
+//! Whether `addends` more than in `before` have arrived.
+__device__ __forceinline__ bool isComplete(unsigned long long before, unsigned long long now,
+                                           int addends) {
+  constexpr unsigned kMask = (1u << kSumCountBits) - 1u;
+  return ((static_cast<unsigned>(now) ^ (static_cast<unsigned>(before) + addends)) & kMask) == 0;
 }
 
 //! The value that `addends` addends have put on top of `before`.

@@ -5,16 +5,10 @@
 #include "decode_launch.h"
 
 namespace s6 {
-namespace {
 
-template <int kRows, int kDepth>
-DecodeKernel kernelOf() {
-  return {reinterpret_cast<const void*>(decodeKernel<16, kRows, kDepth>), kDepth};
+const void* decodeKernelHalf(int b) {
+  return b == 1 ? reinterpret_cast<const void*>(decodeKernel<16, 1>)
+                : reinterpret_cast<const void*>(decodeKernel<16, 8>);
 }
-
-}  // namespace
-
-DecodeKernels decodeKernelsHalf() { return {kernelOf<1, 6>(), kernelOf<1, 4>()}; }
-DecodeKernels decodeKernelsHalfBatch() { return {kernelOf<8, 3>(), kernelOf<8, 2>()}; }
 
 }  // namespace s6

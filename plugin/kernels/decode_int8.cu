@@ -5,16 +5,10 @@
 #include "decode_launch.h"
 
 namespace s6 {
-namespace {
 
-template <int kRows, int kDepth>
-DecodeKernel kernelOf() {
-  return {reinterpret_cast<const void*>(decodeKernel<8, kRows, kDepth>), kDepth};
+const void* decodeKernelInt8(int b) {
+  return b == 1 ? reinterpret_cast<const void*>(decodeKernel<8, 1>)
+                : reinterpret_cast<const void*>(decodeKernel<8, 8>);
 }
-
-}  // namespace
-
-DecodeKernels decodeKernelsInt8() { return {kernelOf<1, 5>(), kernelOf<1, 3>()}; }
-DecodeKernels decodeKernelsInt8Batch() { return {kernelOf<8, 3>(), kernelOf<8, 2>()}; }
 
 }  // namespace s6

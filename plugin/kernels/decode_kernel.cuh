@@ -49,10 +49,10 @@ static __device__ float firstResidual(const DecodeArgs& args, int row, int colum
 }
 
 //! What the computing warps of a block do.
-template <int kBits, int kRows, int kDepth>
+template <int kBits, int kRows>
 class DecodeBlock {
  public:
-  using Queue = WeightQueue<kBits, kDepth>;
+  using Queue = WeightQueue<kBits>;
   using Channel = std::conditional_t<kRows == 1, float, __half>;
 
   __device__ DecodeBlock(const DecodeArgs& args, const Queue& queue)
@@ -96,9 +96,11 @@ class DecodeBlock {
   }
 
  private:
-  static constexpr int kBatchUnits = batchPairs(kRows);    // Two tiles each.
-  static constexpr int kPairsPerThread = 8;                // Of residual words, for a single text.
-  static constexpr int kWordsAtOnce = kRows == 1 ? 5 : 4;  // That a thread awaits together.
+  static constexpr int kBatchUnits = batchPairs(kRows);  // Two tiles each.
+  static constexpr int kPairsPerThread = 8;              // Of residual words, for a single text.
+  // Words that a thread awaits together, and sums.
+  static constexpr int kWordsAtOnce = kRows == 1 ? 5 : 4;
+  static constexpr int kSumsAtOnce = kRows == 1 ? 1 : 4;
   static constexpr int kRowThreads = kDecodeThreads / kRows;  // That stage one text.
 
   //! Called where a phase begins, so that nothing that follows from the thread's place in the block
@@ -303,21 +305,36 @@ class DecodeBlock {
         }
       }
     } else {
-      // Too many for registers: read twice, the second time from L2 without waiting.
-      const auto residual = [&](int pair) { return floatsOf(awaitPair(words + 2 * pair, epoch)); };
-      if (exists) {
-        for (int pair = thread; pair < pairs; pair += kRowThreads) {
-          const float2 value = residual(pair);
-          squares = fmaf(value.x, value.x, fmaf(value.y, value.y, squares));
+      // Too many for registers: read twice, the second time from L2 without waiting. One loop for
+      // both, for the instruction cache.
+      float norm = 0.0f;
+#pragma unroll 1
+      for (int pass = 0; pass < 2; ++pass) {
+        for (int first = thread; exists && first < pairs; first += kWordsAtOnce * kRowThreads) {
+          ulonglong2 word[kWordsAtOnce] = {};
+          float2 scale[kWordsAtOnce] = {};
+#pragma unroll
+          for (int i = 0; i < kWordsAtOnce; ++i) {
+            const int pair = first + i * kRowThreads;
+            if (pair >= pairs) break;
+            word[i] = readPair(words + 2 * pair);
+            scale[i] = weights[pair];
+          }
+#pragma unroll
+          for (int i = 0; i < kWordsAtOnce; ++i) {
+            const int pair = first + i * kRowThreads;
+            if (pair >= pairs) break;
+            while (!isOf(word[i], epoch)) word[i] = readPair(words + 2 * pair);
+            const float2 value = floatsOf(word[i]);
+            if (pass == 0) {
+              squares = fmaf(value.x, value.x, fmaf(value.y, value.y, squares));
+            } else {
+              storeActivations<kMatrixBits>(
+                  row, pair, {value.x * norm * scale[i].x, value.y * norm * scale[i].y});
+            }
+          }
         }
-      }
-      const float norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
-      if (exists) {
-        for (int pair = thread; pair < pairs; pair += kRowThreads) {
-          const float2 value = residual(pair), scale = weights[pair];
-          storeActivations<kMatrixBits>(row, pair,
-                                        {value.x * norm * scale.x, value.y * norm * scale.y});
-        }
+        if (pass == 0) norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
       }
     }
     syncComputing();
@@ -414,6 +431,12 @@ class DecodeBlock {
           row(thread / kTileRows % kRows),
           index(thread % kTileRows) {}
   };
+
+  //! So that a loop that is not unrolled can take the first of four registers in each round.
+  template <typename T>
+  static __device__ __forceinline__ void moveUp(T (&values)[4]) {
+    values[0] = values[1], values[1] = values[2], values[2] = values[3];
+  }
 
   //! Half of a slot, four times 16 bytes.
   static __device__ __forceinline__ void loadWords(uint4 (&words)[4], const Slot& slot, int half) {
@@ -555,12 +578,19 @@ class DecodeBlock {
       for (int window = mine.part; window < mine.windows; window += mine.parts) {
         if (!is_second) slot = queue_.take();
         const int from = slot.at + 48 * lane_ + (is_second ? halfSlotBytes(kBits) : 0);
+        uint4 words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) words[i] = loadShared(from + 16 * (i ^ ((lane_ >> 1) & 3)));
+        if (is_second || window + mine.parts >= mine.windows) {
+          queue_.lookAhead();
+          queue_.giveBack(slot, lane_);
+        }
+        is_second = !is_second;
         float scale_now[4] = {scale[0], scale[1], scale[2], scale[3]};
         loadScales(window + mine.parts);
         // Codes are not unrolled: the instruction cache (docs/lab_note_decode.md).
 #pragma unroll(kBits == 16 ? 4 : 1)
         for (int i = 0; i < 4; ++i) {
-          const uint4 words = loadShared(from + 16 * (i ^ ((lane_ >> 1) & 3)));
           constexpr int kPairs = 16 / kBits;  // Of 16 bytes.
           const int first = (mine.begin + 64 * window + 16 * i) / kBits - pair_begin;
           float dots[kRows] = {};
@@ -569,7 +599,7 @@ class DecodeBlock {
             const int pair = first + j;
             if (pair < 0 || pair >= pairs) continue;
             float w[kTileRows];
-            unpackColumns(words, j, w);
+            unpackColumns(words[0], j, w);
 #pragma unroll
             for (int row = 0; row < kRows; ++row) {
               const Channel* input = u() + (pair * kRows + row) * kTileRows;
@@ -583,13 +613,9 @@ class DecodeBlock {
           for (int row = 0; row < kRows; ++row) {
             sums[row] = fmaf(scale_now[0], dots[row], sums[row]);
           }
-          scale_now[0] = scale_now[1], scale_now[1] = scale_now[2], scale_now[2] = scale_now[3];
+          moveUp(scale_now);
+          moveUp(words);
         }
-        if (is_second || window + mine.parts >= mine.windows) {
-          queue_.lookAhead();
-          queue_.giveBack(slot, lane_);
-        }
-        is_second = !is_second;
       }
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
@@ -634,12 +660,25 @@ class DecodeBlock {
   //! The complete sums to shared memory, normed where the model wants that. Ends in a barrier.
   __device__ void receiveSums() {
     forgetPlace();
-    for (int slot = thread_; slot < args_.b * mix(); slot += kDecodeThreads) {
-      const unsigned long long before = totals()[slot];
-      const unsigned long long now =
-          awaitSum(args_.sums + kSumStride * slot, before, args_.addends);
-      mixed()[slot] = sumBetween(before, now, args_.addends);
-      totals()[slot] = now;
+    const int sums = args_.b * mix();
+    for (int first = thread_; first < sums; first += kSumsAtOnce * kDecodeThreads) {
+      unsigned long long now[kSumsAtOnce] = {};
+#pragma unroll
+      for (int i = 0; i < kSumsAtOnce; ++i) {
+        const int slot = first + i * kDecodeThreads;
+        if (slot < sums) now[i] = readSum(args_.sums + kSumStride * slot);
+      }
+#pragma unroll
+      for (int i = 0; i < kSumsAtOnce; ++i) {
+        const int slot = first + i * kDecodeThreads;
+        if (slot >= sums) break;
+        const unsigned long long before = totals()[slot];
+        while (!isComplete(before, now[i], args_.addends)) {
+          now[i] = readSum(args_.sums + kSumStride * slot);
+        }
+        mixed()[slot] = sumBetween(before, now[i], args_.addends);
+        totals()[slot] = now[i];
+      }
     }
     syncComputing();
     if (args_.mixer_norm_eps > 0.0f) {
@@ -703,24 +742,25 @@ class DecodeBlock {
       for (int first = 0; first < entries + kLast; first += 4) {
         const int half = first / 4 % 2;
         if (half == 0) slot = queue_.take();
-        // As in addColumns.
-#pragma unroll(kBits == 16 ? 4 : 1)
-        for (int i = 0; i < 4; ++i) {
-          const uint4 words = loadShared(slot.at + half * halfSlotBytes(kBits) + 512 * i);
-          const int entry = first + i, chunk = quarter + 4 * entry;
-          if (entry == entries) rates = words;
-          if (entry == entries + 1) states = words;
-          if (chunk < chunks) {
-            float w[kStepChunk<kBits>];
-            unpackSteps(words, w);
-            addSteps(step, w, kBits == 16 ? 1.0f : chunk_scale[0], chunk);
-          }
-          chunk_scale[0] = chunk_scale[1], chunk_scale[1] = chunk_scale[2];
-          chunk_scale[2] = chunk_scale[3];
-        }
+        uint4 words[4];
+        loadWords(words, slot, half);
         if (half == 1 || first + 4 >= entries + kLast) {
           queue_.lookAhead();
           queue_.giveBack(slot, lane_);
+        }
+        // As in addColumns.
+#pragma unroll(kBits == 16 ? 4 : 1)
+        for (int i = 0; i < 4; ++i) {
+          const int entry = first + i, chunk = quarter + 4 * entry;
+          if (entry == entries) rates = words[0];
+          if (entry == entries + 1) states = words[0];
+          if (chunk < chunks) {
+            float w[kStepChunk<kBits>];
+            unpackSteps(words[0], w);
+            addSteps(step, w, kBits == 16 ? 1.0f : chunk_scale[0], chunk);
+          }
+          moveUp(chunk_scale);
+          moveUp(words);
         }
       }
       const float rates_of[4] = {
@@ -728,41 +768,57 @@ class DecodeBlock {
           __uint_as_float(rates.z) * kLog2E, __uint_as_float(rates.w) * kLog2E};
       const float bias_kept = my_bias, skip_kept = my_skip;
       load(pair + kDecodeWarps);
-      const auto advanceState = [&](int row, const uint4& words) {
-        float sum = step[row];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        const float dt = softplusFast(sum + bias_kept);
-        float h[4] = {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
-                      __uint_as_float(words.w)};
-        const float* projected = mixed() + row * mix() + args_.r;
-        const float B = projected[state], C = projected[kDecodeState + state];
-        const Channel* input = u() + (pair * kRows + row) * kTileRows;
-        float y[4];
+      // Of texts first_row ..., as many as there are states; those of no text are not kept.
+      const auto advanceStates = [&](int first_row, auto& states_of) {
+        constexpr int kCount = sizeof(states_of) / sizeof(uint4);
+        float dt[kCount], out[kCount], h[kCount][4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float mine = __shfl_sync(0xffffffffu, dt, 4 * (4 * half + i));
-          const float drive = mine * toFloat(input[4 * half + i]) * B;
-          h[i] = fmaf(exp2Unit(mine * rates_of[i]), h[i], drive);
-          y[i] = C * h[i];
+        for (int j = 0; j < kCount; ++j) {
+          float sum = step[first_row + j];
+          sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+          sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+          dt[j] = softplusFast(sum + bias_kept);
         }
-        publishOutput(layer, row, pair, gatedOutput(row, pair, y, out_index, skip_kept), out_index);
-        float* to = args_.ssm_state +
-                    ((int64_t{layer} * args_.b + row) * kDecodeState + state) * args_.d + channel +
-                    4 * half;
-        *reinterpret_cast<float4*>(to) = {h[0], h[1], h[2], h[3]};
-      };
-      if constexpr (kRows == 1) {
-        advanceState(0, states);
-      } else {
-        const Slot states_of_all = queue_.take();
-        for (int half = 0; half < kRows / 4; ++half) {
-          uint4 words[4];
-          loadWords(words, states_of_all, half);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+          const int row = kRows == 1 ? 0 : min(first_row + j, args_.b - 1);
+          const float4 before = floatsOf(states_of[j]);
+          h[j][0] = before.x, h[j][1] = before.y, h[j][2] = before.z, h[j][3] = before.w;
+          const float* projected = mixed() + row * mix() + args_.r;
+          const float B = projected[state], C = projected[kDecodeState + state];
+          const Channel* input = u() + (pair * kRows + row) * kTileRows;
+          float y[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            if (4 * half + i < args_.b) advanceState(4 * half + i, words[i]);
+            const float mine = __shfl_sync(0xffffffffu, dt[j], 4 * (4 * half + i));
+            const float drive = mine * toFloat(input[4 * half + i]) * B;
+            h[j][i] = fmaf(exp2Unit(mine * rates_of[i]), h[j][i], drive);
+            y[i] = C * h[j][i];
           }
+          out[j] = gatedOutput(row, pair, y, out_index, skip_kept);
+        }
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+          const int row = first_row + j;
+          if (kRows > 1 && row >= args_.b) break;
+          publishOutput(layer, row, pair, out[j], out_index);
+          float* to = args_.ssm_state +
+                      ((int64_t{layer} * args_.b + row) * kDecodeState + state) * args_.d +
+                      channel + 4 * half;
+          *reinterpret_cast<float4*>(to) = {h[j][0], h[j][1], h[j][2], h[j][3]};
+        }
+      };
+      if constexpr (kRows == 1) {
+        const uint4 only[1] = {states};
+        advanceStates(0, only);
+      } else {
+        const Slot states_of_all = queue_.take();
+#pragma unroll
+        for (int first = 0; first < kRows; first += 2) {
+          if (first >= args_.b) break;
+          const uint4 two[2] = {loadShared(states_of_all.at + entryAt<kBits>(first)),
+                                loadShared(states_of_all.at + entryAt<kBits>(first + 1))};
+          advanceStates(first, two);
         }
         queue_.lookAhead();
         queue_.giveBack(states_of_all, lane_);
@@ -1198,21 +1254,21 @@ class DecodeBlock {
   int thread_, warp_, lane_, block_;
 };
 
-template <int kBits, int kRows, int kDepth>
+template <int kBits, int kRows>
 __global__ void __launch_bounds__(kDecodeBlockThreads, 1)
     decodeKernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) uint8_t shared[];
   const BlockShare share(args, static_cast<int>(blockIdx.x));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x < kDecodeWarps) {
-    Ring<kBits, kDepth>(shared, threadIdx.x, 0).start();
+    Ring<kBits>(args, shared, threadIdx.x, 0).start();
   }
   __syncthreads();
   if (warp >= kDecodeWarps) {
-    WeightFetcher<kBits, kRows, kDepth>(args, share, shared, warp - kDecodeWarps, lane).run();
+    WeightFetcher<kBits, kRows>(args, share, shared, warp - kDecodeWarps, lane).run();
   } else {
-    const WeightQueue<kBits, kDepth> queue(shared, warp, lane);
-    DecodeBlock<kBits, kRows, kDepth>(args, queue).run();
+    const WeightQueue<kBits> queue(args, shared, warp, lane);
+    DecodeBlock<kBits, kRows>(args, queue).run();
   }
 }
 

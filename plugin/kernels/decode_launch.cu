@@ -25,14 +25,14 @@ S6Status readDevice(Device* device) {
   return S6_STATUS_OK;
 }
 
-DecodeKernels kernelsFor(int bits, int b) {
+const void* kernelFor(int bits, int b) {
   switch (bits) {
     case 16:
-      return b == 1 ? decodeKernelsHalf() : decodeKernelsHalfBatch();
+      return decodeKernelHalf(b);
     case 8:
-      return b == 1 ? decodeKernelsInt8() : decodeKernelsInt8Batch();
+      return decodeKernelInt8(b);
     default:
-      return b == 1 ? decodeKernelsInt4() : decodeKernelsInt4Batch();
+      return decodeKernelInt4(b);
   }
 }
 
@@ -64,11 +64,9 @@ extern "C" S6Status s6_decode(const S6Decode* problem, S6Stream stream) {
   status = s6::readDevice(&device);
   if (status != S6_STATUS_OK) return status;
   const int blocks = problem->sm_count > 0 ? problem->sm_count : device.multiprocessors;
-  for (const s6::DecodeKernel& kernel : s6::kernelsFor(problem->in_proj.bits, problem->b)) {
-    s6::DecodeArgs args = s6::planDecode(*problem, blocks, kernel.depth);
-    if (args.shared_bytes > device.shared_bytes) continue;
-    const cudaError_t error = s6::launch(kernel.function, args, stream);
-    return error == cudaSuccess ? S6_STATUS_OK : S6_STATUS_LAUNCH_FAILED;
-  }
-  return S6_STATUS_BAD_VARIANT;
+  s6::DecodeArgs args = s6::planDecode(*problem, blocks, device.shared_bytes);
+  if (args.depth < s6::kLeastDepth) return S6_STATUS_BAD_VARIANT;
+  const void* kernel = s6::kernelFor(problem->in_proj.bits, problem->b);
+  const cudaError_t error = s6::launch(kernel, args, stream);
+  return error == cudaSuccess ? S6_STATUS_OK : S6_STATUS_LAUNCH_FAILED;
 }

@@ -1,28 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*!
  * \file decode_launch.h
- * \brief The compiled decode kernels: by bits of the weights, one text or up to 8, depth of ring.
+ * \brief The compiled decode kernels: by bits of the weights, one text or up to 8.
  */
 #pragma once
 
-#include <array>
-
 namespace s6 {
 
-struct DecodeKernel {
-  const void* function;
-  int depth;  //!< Slots of a warp's ring.
-};
-
-//! Deepest ring first. The first fits the 227 KB of Hopper, the last the 163 KB of Orin, in the
-//! largest published model.
-using DecodeKernels = std::array<DecodeKernel, 2>;
-
-DecodeKernels decodeKernelsHalf();
-DecodeKernels decodeKernelsHalfBatch();
-DecodeKernels decodeKernelsInt8();
-DecodeKernels decodeKernelsInt8Batch();
-DecodeKernels decodeKernelsInt4();
-DecodeKernels decodeKernelsInt4Batch();
+//! \param b Texts.
+const void* decodeKernelHalf(int b);
+const void* decodeKernelInt8(int b);
+const void* decodeKernelInt4(int b);
 
 }  // namespace s6

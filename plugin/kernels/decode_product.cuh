@@ -81,9 +81,9 @@ __device__ __forceinline__ void mmaBytes(uint32_t (&d)[4], uint32_t a0, uint32_t
 }
 
 //! One float16 at an offset into shared memory.
-__device__ __forceinline__ float loadScale(int offset) {
+__device__ __forceinline__ __half loadScale(int offset) {
   extern __shared__ __align__(128) uint8_t shared[];
-  return __half2float(*reinterpret_cast<const __half*>(shared + offset));
+  return *reinterpret_cast<const __half*>(shared + offset);
 }
 
 __device__ __forceinline__ uint32_t subtractHalves(uint32_t a, uint32_t b) {
@@ -190,8 +190,9 @@ __device__ __forceinline__ void multiplyBlock(TileSums& sums, const uint4& w, co
       part[j] = words[kWords * i + j];
       twin_part[j] = twins[kWords * i + j];
     }
-    multiplyCodes<kBits, kHasTwin>(sums, part, twin_part, x, loadScale(scales + 16 * i),
-                                   kHasTwin ? loadScale(twin_scales + 16 * i) : 0.0f);
+    multiplyCodes<kBits, kHasTwin>(sums, part, twin_part, x,
+                                   __half2float(loadScale(scales + 16 * i)),
+                                   kHasTwin ? __half2float(loadScale(twin_scales + 16 * i)) : 0.0f);
   }
 }
 
@@ -276,16 +277,24 @@ constexpr float kCodeUnit = kBits == 4 ? 1.0f / 16.0f : 1.0f;
 template <int kBits, int kRows, bool kHasTwin>
 class TileProduct {
  public:
-  static constexpr int kStep = kHasTwin ? 2 : 4;  // Blocks of half a slot.
+  static constexpr int kStep = kHasTwin ? 2 : 4;                 // Blocks of half a slot.
+  static constexpr int kGroups = 8 / (kBits == 16 ? 8 : kBits);  // Of 64 columns, in a block.
 
   //! What a lane's 16 bytes of float16 weights meet; of a single text in two columns: see below.
   using Halves = std::conditional_t<kRows == 1, uint2, uint4>;
 
-  //! Half a slot in registers, and what it is multiplied with where that is loaded with it.
+  //! What 64 columns in codes of a single text meet.
+  struct Operands {
+    uint4 x;
+    __half scale, twin_scale;
+  };
+
+  //! Half a slot in registers, and what it is multiplied with where that is loaded early.
   struct Part {
     int at;
     uint4 w[4];
     Halves x[kStep];
+    Operands operands[kStep * kGroups];
   };
 
   __device__ TileProduct(int activations, int blocks, int lane, uint32_t signs)
@@ -316,6 +325,14 @@ class TileProduct {
     if constexpr (kBits == 16 && (kHasTwin || kRows == 1)) loadActivationsOf(part.x, index);
   }
 
+  //! Before the weights of the next part are, which they would wait behind.
+  __device__ __forceinline__ void loadOperands(Part& part, int index) const {
+    if constexpr (kIsEarly) {
+#pragma unroll
+      for (int i = 0; i < kStep * kGroups; ++i) part.operands[i] = operandsOf(part, index, i);
+    }
+  }
+
   __device__ __forceinline__ void multiply(const Part& part, int index) {
     if constexpr (kBits == 16) {
       multiplyHalves(part, index);
@@ -329,7 +346,13 @@ class TileProduct {
         const uint4& w = part.w[kHasTwin ? 2 * i : i];
         const uint4 twin = kHasTwin ? part.w[kHasTwin ? 2 * i + 1 : 0] : uint4{};
         if constexpr (isInDigits(kBits, kRows)) {
-          multiplyBlockDigits(w, twin, activations_ + 64 * kGroups * block, group, twin_group);
+          Operands operands[kGroups];
+#pragma unroll
+          for (int j = 0; j < kGroups; ++j) {
+            operands[j] = kIsEarly ? part.operands[kGroups * i + j]
+                                   : operandsOf(part, index, kGroups * i + j);
+          }
+          multiplyBlockDigits(w, twin, operands);
         } else {
           // Blocks that do not exist have scales of zero; what they meet must be a number.
           multiplyBlock<kBits, kHasTwin>(
@@ -360,7 +383,8 @@ class TileProduct {
   }
 
  private:
-  static constexpr int kGroups = 8 / (kBits == 16 ? 8 : kBits);  // Of 64 columns, in a block.
+  //! Whether operands are loaded early: with 4 bits they are too many for the registers.
+  static constexpr bool kIsEarly = isInDigits(kBits, kRows) && kBits == 8 && kHasTwin;
   //! Of float16 activations that a block meets.
   static constexpr int kBlockBytes = 1024 / kBits;
 
@@ -407,9 +431,16 @@ class TileProduct {
     }
   }
 
+  //! What the i-th 64 columns of a part meet.
+  __device__ __forceinline__ Operands operandsOf(const Part& part, int index, int i) const {
+    const int scales = part.at + scales_;
+    return {loadShared(activations_ + 64 * (kStep * kGroups * index + i)),
+            loadScale(scales + 16 * i),
+            kHasTwin ? loadScale(scales + 16 * (kStep * kGroups + i)) : __half{}};
+  }
+
   __device__ __forceinline__ void multiplyBlockDigits(const uint4& w, const uint4& v,
-                                                      int activations, int scales,
-                                                      int twin_scales) {
+                                                      const Operands* operands) {
     constexpr int kWords = 4 / kGroups;  // Of a lane in 64 columns.
     const uint32_t words[4] = {w.x, w.y, w.z, w.w}, twins[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -420,9 +451,9 @@ class TileProduct {
         part[j] = words[kWords * i + j];
         twin_part[j] = twins[kWords * i + j];
       }
-      multiplyDigits<kBits, kHasTwin>(sums_, part, twin_part, loadShared(activations + 64 * i),
-                                      signs_, loadScale(scales + 16 * i),
-                                      kHasTwin ? loadScale(twin_scales + 16 * i) : 0.0f);
+      multiplyDigits<kBits, kHasTwin>(sums_, part, twin_part, operands[i].x, signs_,
+                                      __half2float(operands[i].scale),
+                                      kHasTwin ? __half2float(operands[i].twin_scale) : 0.0f);
     }
   }
 
@@ -480,15 +511,17 @@ __device__ __forceinline__ void multiplyUnits(Queue& queue, int units, int block
   while (true) {
     const bool is_last = index + 1 == slots;
     const int following = is_last ? 0 : index + 1;
+    product.loadOperands(first, 2 * index);
     product.load(second, slot.at + halfSlotBytes(kSlotBits), 2 * index + 1);
     product.multiply(first, 2 * index);
     // After the last slot this one is loaded again: a load that may not happen costs 16 copies.
     Slot next = slot;
     if (left > 1) next = queue.take();
+    product.loadOperands(second, 2 * index + 1);
     product.load(first, next.at, 2 * following);
-    queue.lookAhead();
     product.multiply(second, 2 * index + 1);
     queue.giveBack(slot, lane);
+    queue.lookAhead();
     if (is_last) store(unit++, product.takeSums());
     if (--left == 0) break;
     index = following, slot = next;

@@ -130,27 +130,29 @@ __device__ __forceinline__ int stepEntries(int r) {
 }
 
 //! Where the ring of a warp and its barriers lie.
-template <int kBits, int kDepth>
+template <int kBits>
 struct Ring {
   static constexpr int kSlotBytes = slotBytes(kBits);
+  const int depth;    //!< Slots.
   int slots;          //!< Offset of this lane's part of the first slot.
-  uint32_t barriers;  //!< Address of full[kDepth], then free[kDepth].
+  uint32_t barriers;  //!< Address of those of the first slot: full, free.
   int slot = 0, parity = 0;
 
-  __device__ Ring(const uint8_t* shared, int warp, int lane)
-      : slots(warp * kDepth * kSlotBytes + lane * 16),
-        barriers(sharedAddress(shared) + kDecodeWarps * kDepth * kSlotBytes + warp * kDepth * 16) {}
+  __device__ Ring(const DecodeArgs& args, const uint8_t* shared, int warp, int lane)
+      : depth(args.depth),
+        slots(warp * depth * kSlotBytes + lane * 16),
+        barriers(sharedAddress(shared) + kDecodeWarps * depth * kSlotBytes + warp * depth * 16) {}
 
   __device__ int offset() const { return slots + slot * kSlotBytes; }
-  __device__ uint32_t full() const { return barriers + slot * 8; }
-  __device__ uint32_t free() const { return barriers + (kDepth + slot) * 8; }
+  __device__ uint32_t full() const { return barriers + slot * 16; }
+  __device__ uint32_t free() const { return full() + 8; }
   __device__ void step() {
-    if (++slot == kDepth) slot = 0, parity ^= 1;
+    if (++slot == depth) slot = 0, parity ^= 1;
   }
   __device__ void start() const {
-    for (int i = 0; i < kDepth; ++i) {
-      startBarrier(barriers + i * 8, 32);
-      startBarrier(barriers + (kDepth + i) * 8, kReadersThatArrive);
+    for (int i = 0; i < depth; ++i) {
+      startBarrier(barriers + i * 16, 32);
+      startBarrier(barriers + i * 16 + 8, kReadersThatArrive);
     }
   }
 };
@@ -168,12 +170,13 @@ struct Slot {
 };
 
 //! The computing side of a ring. A slot may be taken before the one before it is given back.
-template <int kBits, int kDepth>
+template <int kBits>
 class WeightQueue {
  public:
   static constexpr int kSlotBits = kBits;
 
-  __device__ WeightQueue(const uint8_t* shared, int warp, int lane) : ring_(shared, warp, lane) {}
+  __device__ WeightQueue(const DecodeArgs& args, const uint8_t* shared, int warp, int lane)
+      : ring_(args, shared, warp, lane) {}
 
   //! The next slot, once it is full.
   __device__ __forceinline__ Slot take() {
@@ -192,7 +195,7 @@ class WeightQueue {
   }
 
  private:
-  Ring<kBits, kDepth> ring_;
+  Ring<kBits> ring_;
   bool is_ready_ = false;
 };
 
@@ -267,14 +270,14 @@ __device__ __forceinline__ int placeOfChunk(int row, int chunk, int odd, bool is
 }
 
 //! The fetching side: copies the list of one computing warp.
-template <int kBits, int kRows, int kDepth>
+template <int kBits, int kRows>
 class WeightFetcher {
  public:
   __device__ WeightFetcher(const DecodeArgs& args, const BlockShare& share, const uint8_t* shared,
                            int warp, int lane)
       : args_(args),
         share_(share),
-        ring_(shared, warp, 0),
+        ring_(args, shared, warp, 0),
         shared_(sharedAddress(shared)),
         warp_(warp),
         lane_(lane) {}
@@ -374,19 +377,19 @@ class WeightFetcher {
           const uint32_t at = slot + half * halfSlotBytes(kBits);
           if (has_twin) {
             const uint32_t to = at + place + 1024 * odd;
-            copyOrZeroAsync(to, from, left > 0);
-            copyOrZeroAsync(to + 256, from + lower, left > 0);
-            copyOrZeroAsync(to + 512, from + twin, left > 0);
-            copyOrZeroAsync(to + 768, from + twin + lower, left > 0);
+            copyOrZeroAsync<Leaving::kSurroundings>(to, from, left > 0);
+            copyOrZeroAsync<Leaving::kSurroundings>(to + 256, from + lower, left > 0);
+            copyOrZeroAsync<Leaving::kSurroundings>(to + 512, from + twin, left > 0);
+            copyOrZeroAsync<Leaving::kSurroundings>(to + 768, from + twin + lower, left > 0);
           } else {
             const uint32_t to = at + place + 512 * odd;
-            copyOrZeroAsync(to, from, left > 0);
-            copyOrZeroAsync(to + 256, from + lower, left > 0);
-            copyOrZeroAsync(to + 1024, from + 128, left > 2);
-            copyOrZeroAsync(to + 1280, from + 128 + lower, left > 2);
+            copyOrZeroAsync<Leaving::kSurroundings>(to, from, left > 0);
+            copyOrZeroAsync<Leaving::kSurroundings>(to + 256, from + lower, left > 0);
+            copyOrZeroAsync<Leaving::kSurroundings>(to + 1024, from + 128, left > 2);
+            copyOrZeroAsync<Leaving::kSurroundings>(to + 1280, from + 128 + lower, left > 2);
           }
           if (copies) {
-            copyOrZeroAsync<true>(
+            copyOrZeroAsync<Leaving::kLine>(
                 at + 2048 + 16 * lane_,
                 scales_of + int64_t{column >> matrix.group_shift} * 2 * matrix.rows,
                 column < columns * mine.blocks.end);
@@ -474,7 +477,7 @@ class WeightFetcher {
 
   const DecodeArgs& args_;
   const BlockShare& share_;
-  Ring<kBits, kDepth> ring_;
+  Ring<kBits> ring_;
   const uint32_t shared_;
   const int warp_, lane_;
 };

@@ -23,12 +23,19 @@ __device__ __forceinline__ void copyAsync(uint32_t to, const void* from) {
   }
 }
 
-//! 16 bytes, or zeros instead if there is nothing to copy. kIsShared: other warps want the rest of
-//! the line soon, so that it goes through L1 too.
-template <bool kIsShared = false>
+//! What a copy leaves on its way: nothing but itself in L2; its line in L1, where other warps want
+//! the rest of it soon; the 256 bytes around it in L2, where the next copies take the rest.
+enum class Leaving { kItself, kLine, kSurroundings };
+
+//! 16 bytes, or zeros instead if there is nothing to copy.
+template <Leaving kLeaving = Leaving::kItself>
 __device__ __forceinline__ void copyOrZeroAsync(uint32_t to, const void* from, bool exists) {
   const int bytes = exists ? 16 : 0;
-  if constexpr (kIsShared) {
+  if constexpr (kLeaving == Leaving::kSurroundings) {
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+  } else if constexpr (kLeaving == Leaving::kLine) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                  : "memory");
   } else {

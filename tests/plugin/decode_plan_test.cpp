@@ -24,8 +24,7 @@ constexpr Shape kPublished[] = {{"130m", 768, 24},
                                 {"1.4b", 2048, 48},
                                 {"2.8b", 2560, 64}};
 constexpr int kOrinSharedBytes = 163 * 1024;
-//! The last of the kernels' ring depths: decode_half.cu and its likes.
-constexpr int kShallow = 4, kShallowCodes = 3, kShallowBatch = 2;
+constexpr int kHopperSharedBytes = 227 * 1024;
 
 S6Matrix matrix(int bits, int columns) {
   int group = bits == 4 ? 64 : 128;
@@ -68,8 +67,7 @@ void plansEveryPublishedModel() {
         for (const int blocks : {4, 8, 132, 200}) {
           const S6Decode p = problem(shape, bits, b);
           S6_EXPECT(s6_decode_check(&p) == S6_STATUS_OK);
-          const int shallow = bits == 16 ? kShallow : kShallowCodes;
-          const s6::DecodeArgs args = s6::planDecode(p, blocks, b == 1 ? shallow : kShallowBatch);
+          const s6::DecodeArgs args = s6::planDecode(p, blocks, kOrinSharedBytes);
           S6_EXPECT(args.blocks <= blocks && args.blocks <= s6::kMaxDecodeBlocks);
           const int most = std::min({blocks, s6::kMaxDecodeBlocks, p.d / 8});
           S6_EXPECT(2 * args.blocks > most);  // None of the channels' rounds gets longer.
@@ -84,13 +82,32 @@ void plansEveryPublishedModel() {
           splitFits(args.head_split, rows);
           // Eight texts of the two largest models need more shared memory than Orin has.
           const bool must_fit = blocks == 8 && (b <= 4 || p.m <= 1536);
-          if (must_fit && args.shared_bytes > kOrinSharedBytes) {
-            std::fprintf(stderr, "%s, %d bits, %d texts: %d bytes\n", shape.name, bits, b,
-                         args.shared_bytes);
-            S6_EXPECT(args.shared_bytes <= kOrinSharedBytes);
+          const int least = b == 1 ? 3 : s6::kLeastDepth;
+          if (must_fit && args.depth < least) {
+            std::fprintf(stderr, "%s, %d bits, %d texts: %d slots\n", shape.name, bits, b,
+                         args.depth);
+            S6_EXPECT(args.depth >= least);
           }
+          if (args.depth >= s6::kLeastDepth) S6_EXPECT(args.shared_bytes <= kOrinSharedBytes);
         }
       }
+    }
+  }
+}
+
+//! The rings take what the rest leaves of the shared memory, up to a depth, and lie before it.
+void ringsTakeWhatIsLeft() {
+  for (const Shape& shape : kPublished) {
+    for (const int bits : {16, 8, 4}) {
+      const S6Decode p = problem(shape, bits, 1);
+      const s6::DecodeArgs orin = s6::planDecode(p, 8, kOrinSharedBytes);
+      const s6::DecodeArgs hopper = s6::planDecode(p, 8, kHopperSharedBytes);
+      S6_EXPECT(orin.depth <= hopper.depth && hopper.depth <= 6);
+      const int slots = s6::kDecodeWarps * (s6::slotBytes(bits) + 16);
+      S6_EXPECT(orin.activations_at >= orin.depth * slots);
+      S6_EXPECT(orin.depth == 6 || orin.shared_bytes + slots + 128 > kOrinSharedBytes);
+      S6_EXPECT(s6::planDecode(p, 132, kHopperSharedBytes).depth <= 4);
+      S6_EXPECT(s6::planDecode(p, 8, 48 * 1024).depth < s6::kLeastDepth);
     }
   }
 }
@@ -99,12 +116,12 @@ void plansEveryPublishedModel() {
 void takesDigitsWhereTheyPay() {
   const S6Decode one = problem(kPublished[0], 4, 1), several = problem(kPublished[0], 4, 4);
   const S6Decode half = problem(kPublished[0], 16, 1);
-  const s6::DecodeArgs few = s6::planDecode(one, 8, kShallowCodes);
+  const s6::DecodeArgs few = s6::planDecode(one, 8, kOrinSharedBytes);
   S6_EXPECT(few.mixes_in_digits && few.addends == few.blocks);
-  const s6::DecodeArgs many = s6::planDecode(one, 132, kShallowCodes);
+  const s6::DecodeArgs many = s6::planDecode(one, 132, kOrinSharedBytes);
   S6_EXPECT(!many.mixes_in_digits && many.addends == 2 * many.blocks);
-  S6_EXPECT(!s6::planDecode(several, 8, kShallowBatch).mixes_in_digits);
-  S6_EXPECT(!s6::planDecode(half, 8, kShallow).mixes_in_digits);
+  S6_EXPECT(!s6::planDecode(several, 8, kOrinSharedBytes).mixes_in_digits);
+  S6_EXPECT(!s6::planDecode(half, 8, kOrinSharedBytes).mixes_in_digits);
 }
 
 void refuses(S6Status wanted, const std::function<void(S6Decode&)>& spoil, int line) {
@@ -153,6 +170,7 @@ void refusesBadProblems() {
 
 int main() {
   plansEveryPublishedModel();
+  ringsTakeWhatIsLeft();
   takesDigitsWhereTheyPay();
   refusesBadProblems();
   S6Decode p = problem(kPublished[0], 16, 1);
