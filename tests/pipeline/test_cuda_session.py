@@ -31,9 +31,8 @@ pytestmark = pytest.mark.gpu
 
 # Largest difference of log-probabilities between float16 products and a float32 reference.
 TOLERANCE = 2e-2
-# Log-probabilities nearer than this are a tie, which float16 activations may decide either way:
-# each may be off by TOLERANCE.
-TIE = TOLERANCE / 2
+# Log-probabilities nearer than this are a tie, which rounding may decide either way.
+TIE = 1e-3
 MAX_BATCH, MAX_LENGTH = 12, 64
 VOCAB = 512
 
@@ -172,9 +171,10 @@ def test_greedy_text_is_that_of_the_reference_up_to_a_tie(pair: Pair) -> None:
     wanted, wanted_state = pair.torch.prefill(prompt)
     for token in produced:
         row = log_softmax(wanted[0])
-        if token != int(row.argmax()):
-            assert row.max() - row[token] < TIE
+        best, second = np.sort(row)[[-1, -2]]
+        if best - second < TIE:
             return
+        assert token == int(row.argmax())
         wanted, wanted_state = pair.torch.step(np.array([token]), wanted_state)
 
 
