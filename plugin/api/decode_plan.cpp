@@ -128,6 +128,32 @@ int64_t layOutWorkspace(const S6Decode& p, uint8_t* base, DecodeArgs* args) {
   return at;
 }
 
+//! Offsets of a block's shared memory from `at` on, for its most pairs and tiles of out_proj;
+//! returns where it ends.
+int64_t layOutShared(const S6Decode& p, int pairs, int outs, int64_t at, DecodeArgs* args) {
+  const auto take = [&](int64_t bytes) {
+    const int64_t here = at;
+    at += aligned(bytes);
+    return static_cast<int32_t>(here);
+  };
+  const int bits = args->in_proj.bits, rows = decodeRows(p.b);
+  const int activations =
+      std::max({activationBytes(p.m, bits, p.b), activationBytes(p.d, bits, p.b),
+                p.head.data == nullptr ? 0 : activationBytes(p.m, args->head.bits, p.b)});
+  const int64_t partials =
+      std::max({partialFloats(args->in_split, rows), partialFloats(args->out_split, rows),
+                partialFloats(args->head_split, rows)});
+  args->activations_at = take(activations);
+  args->partials_at = take(partials * 4);
+  args->totals_at = take(int64_t{8} * p.b * (p.r + 2 * p.n));
+  args->mixed_at = take(int64_t{p.b} * (p.r + 2 * p.n) * 4);
+  args->channels_at = take(int64_t{2} * pairs * kTileRows * rows * (rows == 1 ? 4 : 2));
+  args->own_at = take(int64_t{outs} * kTileRows * rows * 4);
+  args->reduce_at = take((2 * kDecodeWarps + 2) * 4);
+  args->candidates_at = take(kDecodeThreads * 8);
+  return at;
+}
+
 /*!
  * The deepest ring that pays, measured (docs/lab_note_decode.md): where many blocks share the
  * memory, deeper ones let some run far ahead while the others, for which they will wait, starve.
@@ -179,37 +205,13 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int shared_bytes) {
   args.out_split = chooseSplit(args.out_proj, (outs + 1) / 2, rows);
   args.head_split = chooseSplit(args.head, (heads + 1) / 2, rows);
 
-  int64_t at = 0;
-  const auto take = [&](int64_t bytes) {
-    const int64_t here = at;
-    at += aligned(bytes);
-    return static_cast<int32_t>(here);
-  };
-  const int bits = args.in_proj.bits;
-  const int activations =
-      std::max({activationBytes(p.m, bits, p.b), activationBytes(p.d, bits, p.b),
-                p.head.data == nullptr ? 0 : activationBytes(p.m, args.head.bits, p.b)});
-  const int64_t partials =
-      std::max({partialFloats(args.in_split, rows), partialFloats(args.out_split, rows),
-                partialFloats(args.head_split, rows)});
-  args.activations_at = take(activations);
-  args.partials_at = take(partials * 4);
-  args.totals_at = take(int64_t{8} * p.b * (p.r + 2 * p.n));
-  args.mixed_at = take(int64_t{p.b} * (p.r + 2 * p.n) * 4);
-  args.channels_at = take(int64_t{2} * pairs * kTileRows * rows * (rows == 1 ? 4 : 2));
-  args.own_at = take(int64_t{outs} * kTileRows * rows * 4);
-  args.reduce_at = take((2 * kDecodeWarps + 2) * 4);
-  args.candidates_at = take(kDecodeThreads * 8);
-  // The rings, with two barriers a slot, come first and take what is left.
-  const int64_t slots = int64_t{kDecodeWarps} * (slotBytes(bits) + 16);
-  const int64_t fitting = (shared_bytes - at - kAlignment) / slots;
+  // The rings, with two barriers a slot, come first and take what the rest leaves.
+  const int64_t slots = int64_t{kDecodeWarps} * (slotBytes(args.in_proj.bits) + 16);
+  const int64_t rest = layOutShared(p, pairs, outs, 0, &args);
+  const int64_t fitting = (shared_bytes - rest - kAlignment) / slots;
   args.depth = static_cast<int32_t>(std::clamp<int64_t>(fitting, 0, deepestRing(args.blocks)));
-  const auto rings = static_cast<int32_t>(aligned(args.depth * slots));
-  for (int32_t* offset : {&args.activations_at, &args.partials_at, &args.totals_at, &args.mixed_at,
-                          &args.channels_at, &args.own_at, &args.reduce_at, &args.candidates_at}) {
-    *offset += rings;
-  }
-  args.shared_bytes = static_cast<int32_t>(at) + rings;
+  args.shared_bytes =
+      static_cast<int32_t>(layOutShared(p, pairs, outs, aligned(args.depth * slots), &args));
   return args;
 }
 
