@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 namespace s6 {
 namespace {
@@ -114,17 +115,16 @@ int usefulBlocks(const S6Decode& p, int blocks) {
 int64_t layOutWorkspace(const S6Decode& p, uint8_t* base, DecodeArgs* args) {
   const int64_t mix = p.r + 2 * p.n, texts = S6_DECODE_MAX_BATCH;
   int64_t at = 0;
-  const auto take = [&](int64_t words) {
-    const int64_t here = at;
-    at += aligned(words * 8);
-    return reinterpret_cast<unsigned long long*>(base + here);
+  const auto take = [&](auto** part, int64_t count) {
+    *part = reinterpret_cast<std::remove_reference_t<decltype(*part)>>(base + at);
+    at += aligned(count * static_cast<int64_t>(sizeof(**part)));
   };
-  args->epoch = reinterpret_cast<uint32_t*>(take(1));
-  args->residuals = take(texts * p.m);
-  args->outputs = take(texts * p.d / 2);
-  args->sums = take(texts * mix * kSumStride);
-  args->totals = take(texts * mix);
-  args->best = take(texts * kMaxDecodeBlocks * 2);
+  take(&args->epochs, texts);
+  take(&args->residuals, texts * p.m);
+  take(&args->outputs, texts * p.d);
+  take(&args->sums, texts * mix * kSumStride);
+  take(&args->totals, texts * mix);
+  take(&args->best, texts * kMaxDecodeBlocks * 2);
   return at;
 }
 
@@ -149,7 +149,7 @@ int64_t layOutShared(const S6Decode& p, int pairs, int outs, int64_t at, DecodeA
   args->mixed_at = take(int64_t{p.b} * (p.r + 2 * p.n) * 4);
   args->channels_at = take(int64_t{2} * pairs * kTileRows * rows * (rows == 1 ? 4 : 2));
   args->own_at = take(int64_t{outs} * kTileRows * rows * 4);
-  args->reduce_at = take((2 * kDecodeWarps + 2) * 4);
+  args->reduce_at = take((2 * kDecodeWarps + 1 + 3 * rows) * 4);
   args->candidates_at = take(kDecodeThreads * 8);
   return at;
 }

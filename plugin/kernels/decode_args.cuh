@@ -46,6 +46,12 @@ S6_HOST_DEVICE constexpr int activationStride(int columns, int bits) {
   return 8 * (chunks + (wanted - chunks % 8 + 8) % 8);
 }
 
+//! Bytes from the upper halves of a single text's float16 activations to the lower ones, so that 64
+//! bytes of either lie in different banks.
+S6_HOST_DEVICE constexpr int halvesStride(int columns) {
+  return (2 * columns + 127) / 128 * 128 + 64;
+}
+
 //! Column blocks of 64 bytes, of `count` in a row, that stay together: lines of 128 bytes, or one.
 S6_HOST_DEVICE constexpr int blocksTogether(int count) { return count % 2 == 0 ? 2 : 1; }
 
@@ -68,6 +74,7 @@ constexpr int kDigitOverrun = 1024;
 //! What the activations of a product take in shared memory.
 S6_HOST_DEVICE constexpr int activationBytes(int columns, int bits, int texts) {
   return isInDigits(bits, texts) ? kDigits * digitStride(columns) + kDigitOverrun
+         : texts == 1            ? 2 * halvesStride(columns)
                                  : 2 * texts * activationStride(columns, bits);
 }
 
@@ -118,12 +125,12 @@ struct DecodeArgs {
   float* logits;
   int32_t* next_ids;
   // Workspace; see decode_exchange.cuh.
-  unsigned long long* residuals;  //!< [b, m]
-  unsigned long long* outputs;    //!< [b, d / 2]
-  unsigned long long* sums;       //!< [b, r + 2 n, kSumStride]
-  unsigned long long* totals;     //!< [b, r + 2 n], the sums as the last call left them
-  unsigned long long* best;       //!< [blocks, b, 2]
-  uint32_t* epoch;
+  float* residuals;            //!< [b, m]
+  float* outputs;              //!< [b, d], gated
+  unsigned long long* sums;    //!< [b, r + 2 n, kSumStride]
+  unsigned long long* totals;  //!< [b, r + 2 n], the sums as the last call left them
+  unsigned long long* best;    //!< [b, kMaxDecodeBlocks, 2]
+  uint32_t* epochs;            //!< [b], the last ones of the text's last call
   DecodeSplit in_split, out_split, head_split;
   // Shared memory, in bytes from its beginning; the ring comes first.
   int32_t activations_at, partials_at, totals_at, mixed_at, channels_at, own_at, reduce_at,

@@ -3,16 +3,18 @@
  * \file decode_exchange.cuh
  * \brief How the blocks of the decode kernel hand each other values without a barrier.
  *
- * A value travels in one 8-byte word together with the epoch it belongs to; who needs it reads the
- * word until the epoch is the one awaited. So an exchange costs one write and one read of L2, where
- * a grid barrier costs a fence, an atomic, a read of the counter and then the read of the data. The
- * idea is that of NCCL's LL protocol (one 8-byte store is never seen in halves).
+ * A float32 carries in its two lowest bits the epoch it belongs to; who needs it reads it until the
+ * epoch is the one awaited. So an exchange costs one write and one read of L2, where a grid barrier
+ * costs a fence, an atomic, a read of the counter and then the read of the data. The idea is that
+ * of NCCL's LL protocol (a word is never seen in halves). Two bits do because a reader looks at
+ * each epoch of a word, or at every second one, and so can meet the one it awaits and the one
+ * before only. Of the value 22 bits are left; float16 has 11.
  *
  * Sums over blocks are 64-bit integer atomics: the upper 54 bits add up a fixed-point value, the
  * lower 10 count the addends, so the same word says whether the sum is complete; integers make it
  * independent of the order. Words are never reset: a reader subtracts the total it knew before.
  *
- * No buffer is doubled. A word is written again only by a block that has received a value which
+ * No buffer is doubled. A value is written again only by a block that has received a value which
  * depends on every reader of the former one: residuals of block L + 1 need all outputs of block L,
  * these need all sums, these need all residuals of block L.
  */
@@ -27,30 +29,74 @@ namespace s6 {
 constexpr float kSumScale = 1073741824.0f;  //!< 2^30: sums are exact to 1e-9, up to 8 million.
 constexpr int kSumCountBits = 10;
 
-__device__ __forceinline__ void publish(unsigned long long* word, uint32_t value, uint32_t epoch) {
-  const unsigned long long packed = (static_cast<unsigned long long>(epoch) << 32) | value;
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(packed) : "memory");
+constexpr uint32_t kEpochMask = 3u;  //!< The bits of a value that tell its epoch.
+
+__device__ __forceinline__ void publish(float* word, float value, uint32_t epoch) {
+  const uint32_t bits = (__float_as_uint(value) & ~kEpochMask) | (epoch & kEpochMask);
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(bits) : "memory");
 }
 
-__device__ __forceinline__ ulonglong2 readPair(const unsigned long long* words) {
-  ulonglong2 v;
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-               : "=l"(v.x), "=l"(v.y)
-               : "l"(words)
+__device__ __forceinline__ uint4 readQuad(const float* values) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(values)
                : "memory");
   return v;
 }
 
-__device__ __forceinline__ bool isOf(const ulonglong2& pair, uint32_t epoch) {
-  return static_cast<uint32_t>(pair.x >> 32) == epoch &&
-         static_cast<uint32_t>(pair.y >> 32) == epoch;
+__device__ __forceinline__ bool isOf(const uint4& quad, uint32_t epoch) {
+  const uint32_t others = (quad.x ^ epoch) | (quad.y ^ epoch) | (quad.z ^ epoch) | (quad.w ^ epoch);
+  return (others & kEpochMask) == 0;
 }
 
-//! Two neighbouring words, once both are of the epoch.
-__device__ __forceinline__ ulonglong2 awaitPair(const unsigned long long* words, uint32_t epoch) {
-  ulonglong2 v = readPair(words);
-  while (!isOf(v, epoch)) v = readPair(words);
-  return v;
+//! Four values without their epoch, so that a result is the same in every epoch.
+__device__ __forceinline__ float4 valuesOf(const uint4& quad) {
+  return {__uint_as_float(quad.x & ~kEpochMask), __uint_as_float(quad.y & ~kEpochMask),
+          __uint_as_float(quad.z & ~kEpochMask), __uint_as_float(quad.w & ~kEpochMask)};
+}
+
+/*!
+ * The first `count` of some quads of neighbouring values, once all are of the epoch; place(i) is
+ * where quad i lies. Each round reads all that are not there yet: one after the other, each that
+ * was read too early would cost a way to L2 of its own.
+ */
+template <int kCount, typename Place>
+__device__ __forceinline__ void awaitQuads(uint4 (&quads)[kCount], int count, uint32_t epoch,
+                                           const Place& place) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i < count) quads[i] = readQuad(place(i));
+  }
+  while (true) {
+    bool are_there = true;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) are_there = are_there && (i >= count || isOf(quads[i], epoch));
+    if (are_there) return;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count && !isOf(quads[i], epoch)) quads[i] = readQuad(place(i));
+    }
+  }
+}
+
+//! For what must stay exact: 32 bits in a word of 64 with their epoch.
+__device__ __forceinline__ void publishExact(unsigned long long* word, uint32_t value,
+                                             uint32_t epoch) {
+  const unsigned long long packed = (static_cast<unsigned long long>(epoch) << 32) | value;
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(packed) : "memory");
+}
+
+//! Two neighbouring words of publishExact, once both are of the epoch.
+__device__ __forceinline__ uint2 awaitExactPair(const unsigned long long* words, uint32_t epoch) {
+  unsigned long long x, y;
+  do {
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                 : "=l"(x), "=l"(y)
+                 : "l"(words)
+                 : "memory");
+  } while (static_cast<uint32_t>(x >> 32) != epoch || static_cast<uint32_t>(y >> 32) != epoch);
+  return {static_cast<uint32_t>(x), static_cast<uint32_t>(y)};
 }
 
 __device__ __forceinline__ void addToSum(unsigned long long* word, float value) {
@@ -70,6 +116,30 @@ __device__ __forceinline__ bool isComplete(unsigned long long before, unsigned l
                                            int addends) {
   constexpr unsigned kMask = (1u << kSumCountBits) - 1u;
   return ((static_cast<unsigned>(now) ^ (static_cast<unsigned>(before) + addends)) & kMask) == 0;
+}
+
+//! The first `count` of some sums, once `addends` more than in `before` have arrived in each; like
+//! awaitQuads.
+template <int kCount, typename Place>
+__device__ __forceinline__ void awaitSums(unsigned long long (&sums)[kCount],
+                                          const unsigned long long (&before)[kCount], int count,
+                                          int addends, const Place& place) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i < count) sums[i] = readSum(place(i));
+  }
+  while (true) {
+    bool are_there = true;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      are_there = are_there && (i >= count || isComplete(before[i], sums[i], addends));
+    }
+    if (are_there) return;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count && !isComplete(before[i], sums[i], addends)) sums[i] = readSum(place(i));
+    }
+  }
 }
 
 //! The value that `addends` addends have put on top of `before`.

@@ -12,12 +12,12 @@
  *     scan        sums -> dt_proj -> recurrence -> gated output                              | y
  *     outputs     y -> out_proj + residual                                                   | x
  *
- * Shared memory besides the ring: activations [texts][columns] float16, or [digit][columns] bytes
- * (of in_proj, then of x_proj, dt_proj and out_proj in turn) ·
- * partials [tile][slice][text][8] · mixed [text][r + 2 n] · channels: u and gate [pair][text][8] ·
- * own: the residual of the block's rows [tile][text][8] · reduce (small sums) · candidates of the
- * greedy choice. Each is written by one phase, read by the next, with a barrier of the computing
- * warps between; see the phases.
+ * Shared memory besides the ring: activations [texts][columns] float16 (of one text two halves), or
+ * [digit][columns] bytes (of in_proj, then of x_proj, dt_proj and out_proj in turn) · partials
+ * [tile][slice][text][8] · mixed [text][r + 2 n] · channels: u and gate [pair][text][8] · own: the
+ * residual of the block's rows [tile][text][8] · reduce (small sums) · candidates of the greedy
+ * choice. Each is written by one phase, read by the next, with a barrier of the computing warps
+ * between; see the phases.
  *
  * Numerics: as the header of s6/decode.h says; exp by ex2.approx, as in mamba-ssm.
  */
@@ -62,8 +62,7 @@ class DecodeBlock {
         warp_(thread_ / 32),
         lane_(thread_ % 32),
         block_(static_cast<int>(blockIdx.x)) {
-    const uint32_t last_epoch = *args.epoch;  // Of the last call.
-    if (thread_ == 0) lastEpoch() = last_epoch;
+    if (thread_ < args.b) lastEpoch(thread_) = args.epochs[thread_], normScale(thread_) = 1.0f;
     for (int slot = thread_; slot < args.b * mix(); slot += kDecodeThreads) {
       totals()[slot] = args.totals[slot];
     }
@@ -73,8 +72,7 @@ class DecodeBlock {
       const int column = kTileRows * (share().out + i / (kTileRows * kRows)) + i % kTileRows;
       if (row < args.b) {
         own()[i] = firstResidual(args, row, column);
-        publish(args.residuals + int64_t{row} * args.m + column, __float_as_uint(own()[i]),
-                last_epoch + 1);
+        publish(args.residuals + int64_t{row} * args.m + column, own()[i], args.epochs[row] + 1);
       }
     }
     syncComputing();
@@ -97,9 +95,10 @@ class DecodeBlock {
 
  private:
   static constexpr int kBatchUnits = batchPairs(kRows);  // Two tiles each.
-  static constexpr int kPairsPerThread = 8;              // Of residual words, for a single text.
-  // Words that a thread awaits together, and sums.
-  static constexpr int kWordsAtOnce = kRows == 1 ? 5 : 4;
+  // Of four values each, that a thread awaits together; of a single text those of its residual.
+  static constexpr int kQuadsAtOnce = 4;
+  static constexpr int kScalesAt = 2 * kDecodeWarps + 1 + kRows;
+  static constexpr float kNormSlack = 64.0f;
   static constexpr int kSumsAtOnce = kRows == 1 ? 1 : 4;
   static constexpr int kRowThreads = kDecodeThreads / kRows;  // That stage one text.
 
@@ -134,55 +133,48 @@ class DecodeBlock {
 
   // --- Residual and its norm -------------------------------------------------------------------
 
-  static __device__ float2 floatsOf(const ulonglong2& pair) {
-    return {__uint_as_float(static_cast<uint32_t>(pair.x)),
-            __uint_as_float(static_cast<uint32_t>(pair.y))};
-  }
-
   static __device__ float4 floatsOf(const uint4& words) {
     return {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
             __uint_as_float(words.w)};
   }
 
+  //! Columns 4 quad ... 4 quad + 3 of a text's activations, of `columns`.
   template <int kMatrixBits>
-  __device__ void storeActivations(int row, int pair, float2 value) {
-    __half* to = activations() + row * activationStride(args_.m, kMatrixBits);
+  __device__ void storeActivations(int row, int columns, int quad, const float4& value) const {
+    __half* to = activations() + row * activationStride(columns, kMatrixBits);
     if constexpr (kMatrixBits == 4) {
-      to[activationPlace(2 * pair, 4)] = __float2half_rn(value.x);
-      to[activationPlace(2 * pair + 1, 4)] = __float2half_rn(value.y);
-    } else {
-      reinterpret_cast<__half2*>(to)[kRows == 1 ? pairPlace(pair) : pair] =
-          __floats2half2_rn(value.x, value.y);
-    }
-  }
-
-  //! The digits of columns 2 pair and 2 pair + 1 of a product with `columns`, highest digit first.
-  template <int kMatrixBits>
-  __device__ void storeDigits(int columns, int pair, float2 value, float inverse) {
-    uint8_t* to = sharedAt<uint8_t>(args_.activations_at) + digitPlace(2 * pair, kMatrixBits);
-    const uint32_t x = biasedDigits(value.x, inverse), y = biasedDigits(value.y, inverse);
+      const float values[4] = {value.x, value.y, value.z, value.w};
 #pragma unroll
-    for (int digit = 0; digit < kDigits; ++digit, to += digitStride(columns)) {
-      const int byte = kDigits - 1 - digit;
-      const uint32_t both = __byte_perm(x, y, byte | ((4 + byte) << 4)) ^ 0x8080u;
-      if constexpr (kMatrixBits == 4) {
-        to[0] = static_cast<uint8_t>(both);
-        to[4] = static_cast<uint8_t>(both >> 8);
+      for (int i = 0; i < 4; ++i) to[activationPlace(4 * quad + i, 4)] = __float2half_rn(values[i]);
+    } else {
+      const __half2 low = __floats2half2_rn(value.x, value.y);
+      const __half2 high = __floats2half2_rn(value.z, value.w);
+      if constexpr (kRows == 1) {
+        // What the upper halves leave of the values are the lower ones.
+        const float2 of_low = __half22float2(low), of_high = __half22float2(high);
+        __half2* pairs = reinterpret_cast<__half2*>(to);
+        __half2* lower_pairs = pairs + halvesStride(columns) / 4;
+        const int place = pairPlace(2 * quad), next = pairPlace(2 * quad + 1);
+        pairs[place] = low, pairs[next] = high;
+        lower_pairs[place] = __floats2half2_rn(value.x - of_low.x, value.y - of_low.y);
+        lower_pairs[next] = __floats2half2_rn(value.z - of_high.x, value.w - of_high.y);
       } else {
-        *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(both);
+        reinterpret_cast<uint2*>(to)[quad] = {reinterpret_cast<const uint32_t&>(low),
+                                              reinterpret_cast<const uint32_t&>(high)};
       }
     }
   }
 
-  //! The digits of columns 4 i ... 4 i + 3 of activations other than in_proj's.
-  __device__ void storeFourDigits(int i, const float4& values, float inverse) {
-    const uint32_t a = biasedDigits(values.x, inverse), b = biasedDigits(values.y, inverse);
-    const uint32_t c = biasedDigits(values.z, inverse), d = biasedDigits(values.w, inverse);
-    uint8_t* to = sharedAt<uint8_t>(args_.activations_at) + digitPlace(4 * i, kBits);
+  //! The same as digits, highest first, of what `inverse` makes integers.
+  template <int kMatrixBits>
+  __device__ void storeDigits(int columns, int quad, const float4& value, float inverse) const {
+    const uint32_t a = biasedDigits(value.x, inverse), b = biasedDigits(value.y, inverse);
+    const uint32_t c = biasedDigits(value.z, inverse), d = biasedDigits(value.w, inverse);
+    uint8_t* to = sharedAt<uint8_t>(args_.activations_at) + digitPlace(4 * quad, kMatrixBits);
 #pragma unroll
-    for (int digit = 0; digit < kDigits; ++digit, to += digitStride(args_.d)) {
+    for (int digit = 0; digit < kDigits; ++digit, to += digitStride(columns)) {
       const int byte = kDigits - 1 - digit, two = byte | ((4 + byte) << 4);
-      if constexpr (kBits == 4) {
+      if constexpr (kMatrixBits == 4) {
         const uint32_t even = __byte_perm(a, c, two) ^ 0x8080u;
         const uint32_t odd = __byte_perm(b, d, two) ^ 0x8080u;
         reinterpret_cast<uint16_t*>(to)[0] = static_cast<uint16_t>(even);
@@ -198,18 +190,36 @@ class DecodeBlock {
   __device__ float sumOfRow(float value) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    constexpr int kWarpsOfRow = kRowThreads / 32;
+    if constexpr (kWarpsOfRow == 1) return value;
     if (lane_ == 0) reduce()[warp_] = value;
     syncComputing();
-    constexpr int kWarpsOfRow = kRowThreads / 32;
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kWarpsOfRow; ++i) sum += reduce()[warp_ / kWarpsOfRow * kWarpsOfRow + i];
     return sum;
   }
 
+  static __device__ float squareOf(const float4& v) {
+    return fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
+  }
+
+  static __device__ float4 scaled(const float4& v, float by) {
+    return {v.x * by, v.y * by, v.z * by, v.w * by};
+  }
+
+  static __device__ float4 scaled(const float4& v, const float4& by) {
+    return {v.x * by.x, v.y * by.y, v.z * by.z, v.w * by.w};
+  }
+
   //! Bits of |value|: in the order of the values, infinities and what is no number last.
   static __device__ uint32_t magnitudeBits(float value) {
     return __float_as_uint(value) & 0x7fffffffu;
+  }
+
+  static __device__ uint32_t largestBits(const float4& v) {
+    return max(max(magnitudeBits(v.x), magnitudeBits(v.y)),
+               max(magnitudeBits(v.z), magnitudeBits(v.w)));
   }
 
   //! This warp's largest magnitude, or what it noted last where that is more and `continues`: for
@@ -230,9 +240,13 @@ class DecodeBlock {
     return __uint_as_float(bits);
   }
 
-  //! The last epoch of the call before; in shared memory, because registers are short.
-  __device__ uint32_t& lastEpoch() const {
-    return *sharedAt<uint32_t>(args_.reduce_at + 4 * (2 * kDecodeWarps + 1));
+  //! Of several texts: what their activations are scaled by, and what is left of the norm.
+  __device__ float& normScale(int row) const { return reduce()[kScalesAt + row]; }
+  __device__ float& normRest(int row) const { return reduce()[kScalesAt + kRows + row]; }
+
+  //! The last epoch of a text's call before; in shared memory, because registers are short.
+  __device__ uint32_t& lastEpoch(int row) const {
+    return sharedAt<uint32_t>(args_.reduce_at + 4 * (2 * kDecodeWarps + 1))[row];
   }
 
   //! What the lowest digit of the activations is worth.
@@ -243,98 +257,86 @@ class DecodeBlock {
   template <int kMatrixBits>
   __device__ void normalise(int layer, const float* weight) {
     forgetPlace();
-    const int pairs = args_.m / 2;
+    const int quads = args_.m / 4;
     const int row = thread_ / kRowThreads, thread = thread_ % kRowThreads;
     const bool exists = row < args_.b;
-    const uint32_t epoch = lastEpoch() + layer + 1;
-    const unsigned long long* words = args_.residuals + int64_t{row} * args_.m;
-    const float2* weights = reinterpret_cast<const float2*>(weight);
+    const uint32_t epoch = exists ? lastEpoch(row) + layer + 1 : 0;
+    const float* residuals = args_.residuals + int64_t{row} * args_.m;
+    const float4* weights = reinterpret_cast<const float4*>(weight);
     float squares = 0.0f;
     if constexpr (kRows == 1) {
-      // Rounds are the same for all threads; in the last, those without a pair read the last one,
+      // Rounds are the same for all threads; in the last, those without a quad read the last one,
       // which does not count.
-      const int rounds = (pairs + kRowThreads - 1) / kRowThreads;
-      const auto pairOf = [&](int i) { return min(thread + i * kRowThreads, pairs - 1); };
-      float2 value[kPairsPerThread] = {}, scale[kPairsPerThread] = {};
+      const int rounds = (quads + kRowThreads - 1) / kRowThreads;
+      const auto quadOf = [&](int i) { return min(thread + i * kRowThreads, quads - 1); };
+      uint4 word[kQuadsAtOnce] = {};
+      float4 value[kQuadsAtOnce] = {}, scale[kQuadsAtOnce] = {};
 #pragma unroll
-      for (int i = 0; i < kPairsPerThread; ++i) {
-        if (i < rounds) scale[i] = weights[pairOf(i)];  // On their way with the residuals.
+      for (int i = 0; i < kQuadsAtOnce; ++i) {
+        if (i < rounds) scale[i] = weights[quadOf(i)];  // On their way with the residuals.
       }
-#pragma unroll
-      for (int first = 0; first < kPairsPerThread; first += kWordsAtOnce) {
-        if (first >= rounds) break;
-        ulonglong2 word[kWordsAtOnce] = {};
-#pragma unroll
-        for (int i = 0; i < kWordsAtOnce && first + i < kPairsPerThread; ++i) {
-          if (first + i >= rounds) break;
-          word[i] = readPair(words + 2 * pairOf(first + i));
-        }
-#pragma unroll
-        for (int i = 0; i < kWordsAtOnce && first + i < kPairsPerThread; ++i) {
-          if (first + i >= rounds) break;
-          while (!isOf(word[i], epoch)) word[i] = readPair(words + 2 * pairOf(first + i));
-          value[first + i] = floatsOf(word[i]);
-        }
-      }
+      awaitQuads(word, rounds, epoch, [&](int i) { return residuals + 4 * quadOf(i); });
       uint32_t largest = 0;
 #pragma unroll
-      for (int i = 0; i < kPairsPerThread; ++i) {
-        if (thread + i * kRowThreads >= pairs) value[i] = {};
-        squares = fmaf(value[i].x, value[i].x, squares);
-        squares = fmaf(value[i].y, value[i].y, squares);
-        if (i < rounds) value[i] = {value[i].x * scale[i].x, value[i].y * scale[i].y};
-        largest = max(largest, max(magnitudeBits(value[i].x), magnitudeBits(value[i].y)));
+      for (int i = 0; i < kQuadsAtOnce; ++i) {
+        if (thread + i * kRowThreads < quads) value[i] = valuesOf(word[i]);
+        squares += squareOf(value[i]);
+        value[i] = scaled(value[i], scale[i]);
+        largest = max(largest, largestBits(value[i]));
       }
       if constexpr (isInDigits(kMatrixBits, kRows)) noteMagnitude(largest);
       const float norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
+      float inverse = 0.0f;
       if constexpr (isInDigits(kMatrixBits, kRows)) {
-        const float most = largestMagnitude(), inverse = kLargestFixed * reciprocalUnit(most);
+        const float most = largestMagnitude();
+        inverse = kLargestFixed * reciprocalUnit(most);
         if (thread_ == 0) digitUnit() = most * norm * (1.0f / kLargestFixed);
+      }
 #pragma unroll
-        for (int i = 0; i < kPairsPerThread; ++i) {
-          const int pair = thread + i * kRowThreads;
-          if (pair < pairs) storeDigits<kMatrixBits>(args_.m, pair, value[i], inverse);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPairsPerThread; ++i) {
-          const int pair = thread + i * kRowThreads;
-          if (pair < pairs) {
-            storeActivations<kMatrixBits>(row, pair, {value[i].x * norm, value[i].y * norm});
-          }
+      for (int i = 0; i < kQuadsAtOnce; ++i) {
+        const int quad = thread + i * kRowThreads;
+        if (quad >= quads) break;
+        if constexpr (isInDigits(kMatrixBits, kRows)) {
+          storeDigits<kMatrixBits>(args_.m, quad, value[i], inverse);
+        } else {
+          storeActivations<kMatrixBits>(row, args_.m, quad, scaled(value[i], norm));
         }
       }
     } else {
-      // Too many for registers: read twice, the second time from L2 without waiting. One loop for
-      // both, for the instruction cache.
-      float norm = 0.0f;
+      // Too many for registers, so the norm comes too late for the activations: they are scaled by
+      // a power of two near it, the one that fitted last, and the product's sums by the rest.
+      float& scale = normScale(row);
+      float norm = 1.0f;
 #pragma unroll 1
-      for (int pass = 0; pass < 2; ++pass) {
-        for (int first = thread; exists && first < pairs; first += kWordsAtOnce * kRowThreads) {
-          ulonglong2 word[kWordsAtOnce] = {};
-          float2 scale[kWordsAtOnce] = {};
+      for (int attempt = 0; exists && attempt < 2; ++attempt) {
+        const float by = scale;
+        squares = 0.0f;
+        for (int first = thread; first < quads; first += kQuadsAtOnce * kRowThreads) {
+          const int count = (quads - first + kRowThreads - 1) / kRowThreads;
+          const auto quadOf = [&](int i) { return first + i * kRowThreads; };
+          uint4 word[kQuadsAtOnce] = {};
+          float4 weight_of[kQuadsAtOnce] = {};
 #pragma unroll
-          for (int i = 0; i < kWordsAtOnce; ++i) {
-            const int pair = first + i * kRowThreads;
-            if (pair >= pairs) break;
-            word[i] = readPair(words + 2 * pair);
-            scale[i] = weights[pair];
+          for (int i = 0; i < kQuadsAtOnce; ++i) {
+            if (i < count) weight_of[i] = weights[quadOf(i)];  // On their way with the residuals.
           }
+          awaitQuads(word, count, epoch, [&](int i) { return residuals + 4 * quadOf(i); });
 #pragma unroll
-          for (int i = 0; i < kWordsAtOnce; ++i) {
-            const int pair = first + i * kRowThreads;
-            if (pair >= pairs) break;
-            while (!isOf(word[i], epoch)) word[i] = readPair(words + 2 * pair);
-            const float2 value = floatsOf(word[i]);
-            if (pass == 0) {
-              squares = fmaf(value.x, value.x, fmaf(value.y, value.y, squares));
-            } else {
-              storeActivations<kMatrixBits>(
-                  row, pair, {value.x * norm * scale[i].x, value.y * norm * scale[i].y});
-            }
+          for (int i = 0; i < kQuadsAtOnce; ++i) {
+            if (i >= count) break;
+            const float4 value = valuesOf(word[i]);
+            squares += squareOf(value);
+            storeActivations<kMatrixBits>(row, args_.m, quadOf(i),
+                                          scaled(scaled(value, by), weight_of[i]));
           }
         }
-        if (pass == 0) norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
+        norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
+        const float rest = norm / by;
+        if (thread == 0) normRest(row) = rest;
+        if (rest > 1.0f / kNormSlack && rest < kNormSlack) break;
+        __syncwarp();
+        if (thread == 0) scale = __uint_as_float(__float_as_uint(norm) & 0x7f800000u);
+        __syncwarp();
       }
     }
     syncComputing();
@@ -353,8 +355,10 @@ class DecodeBlock {
              16 * place;
     } else {
       const int text = kRows == 1 ? 0 : min(group, args_.b - 1);
+      // Of a single text: see multiplyHalves.
+      const int half = kRows == 1 ? 8 * (group & 1) + halvesStride(columns) * (group >> 1 & 1) : 0;
       return args_.activations_at + 2 * (text * activationStride(columns, kMatrixBits) + column) +
-             (kMatrixBits == 16 ? 16 : 32) * place + (kRows == 1 ? 8 * (group & 1) : 0);
+             (kMatrixBits == 16 ? 16 : 32) * place + half;
     }
   }
 
@@ -484,7 +488,8 @@ class DecodeBlock {
       uint32_t magnitude = 0;
       // Made anew, so that it takes no registers during the products.
       if (const ChannelItem item(*this, layer, first); item.is_mine) {
-        const float value = sumOfSlices(item.tile, item.row, item.index, args_.in_split);
+        float value = sumOfSlices(item.tile, item.row, item.index, args_.in_split);
+        if constexpr (kRows > 1) value *= normRest(item.row);
         const int to = (item.pair * kRows + item.row) * kTileRows + item.index;
         if (item.is_gate) {
           gate()[to] = fromFloat<Channel>(siluFast(value));
@@ -530,7 +535,8 @@ class DecodeBlock {
       const int channel = 4 * i - before;
       const bool is_own = channel >= 0 && channel < channels;
       const float4 none = {};
-      storeFourDigits(i, is_own ? *reinterpret_cast<const float4*>(u() + channel) : none, inverse);
+      storeDigits<kBits>(args_.d, i,
+                         is_own ? *reinterpret_cast<const float4*>(u() + channel) : none, inverse);
     }
     syncComputing();
     const int units = args_.x_proj.rows / (2 * kTileRows);
@@ -662,21 +668,19 @@ class DecodeBlock {
     forgetPlace();
     const int sums = args_.b * mix();
     for (int first = thread_; first < sums; first += kSumsAtOnce * kDecodeThreads) {
-      unsigned long long now[kSumsAtOnce] = {};
+      const int count = (sums - first + kDecodeThreads - 1) / kDecodeThreads;
+      unsigned long long before[kSumsAtOnce] = {}, now[kSumsAtOnce] = {};
 #pragma unroll
       for (int i = 0; i < kSumsAtOnce; ++i) {
-        const int slot = first + i * kDecodeThreads;
-        if (slot < sums) now[i] = readSum(args_.sums + kSumStride * slot);
+        if (i < count) before[i] = totals()[first + i * kDecodeThreads];
       }
+      awaitSums(now, before, count, args_.addends,
+                [&](int i) { return args_.sums + kSumStride * (first + i * kDecodeThreads); });
 #pragma unroll
       for (int i = 0; i < kSumsAtOnce; ++i) {
+        if (i >= count) break;
         const int slot = first + i * kDecodeThreads;
-        if (slot >= sums) break;
-        const unsigned long long before = totals()[slot];
-        while (!isComplete(before, now[i], args_.addends)) {
-          now[i] = readSum(args_.sums + kSumStride * slot);
-        }
-        mixed()[slot] = sumBetween(before, now[i], args_.addends);
+        mixed()[slot] = sumBetween(before[i], now[i], args_.addends);
         totals()[slot] = now[i];
       }
     }
@@ -927,8 +931,8 @@ class DecodeBlock {
     for (int i = lane_; i < args_.r; i += 32) bits = max(bits, magnitudeBits(mixed()[i]));
     const float most = __uint_as_float(__reduce_max_sync(0xffffffffu, bits));
     if (thread_ < args_.r / 4) {
-      storeFourDigits(thread_, reinterpret_cast<const float4*>(mixed())[thread_],
-                      kLargestFixed * reciprocalUnit(most));
+      storeDigits<kBits>(args_.d, thread_, reinterpret_cast<const float4*>(mixed())[thread_],
+                         kLargestFixed * reciprocalUnit(most));
     }
     syncComputing();
     return most * (kCodeUnit<kBits> / kLargestFixed);
@@ -1019,44 +1023,34 @@ class DecodeBlock {
     return fmaf(skip, toFloat(u()[at]), sum) * toFloat(gate()[at]);
   }
 
-  __device__ void publishOutput(int layer, int row, int pair, float out, int out_index) {
-    const float next = __shfl_xor_sync(0xffffffffu, out, 4);
-    if (lane_ < 4) {
-      unsigned long long* word = args_.outputs + int64_t{row} * (args_.d / 2) +
-                                 (kTileRows * (share().pair + pair) + out_index) / 2;
-      publish(word, packPair<__half>(out, next), lastEpoch() + layer + 1);
-    }
+  __device__ void publishOutput(int layer, int row, int pair, float out, int out_index) const {
+    if (lane_ >= kTileRows) return;
+    float* to = args_.outputs + int64_t{row} * args_.d + kTileRows * (share().pair + pair);
+    publish(to + out_index, out, lastEpoch(row) + layer + 1);
   }
 
   //! The same as digits.
   __device__ void receiveOutputDigits(int layer) {
     forgetPlace();
-    constexpr int kWordPairs = 8;  // Of a thread, at most.
-    const int words = args_.d / 2;
-    const uint32_t epoch = lastEpoch() + layer + 1;
-    // Rounds are the same for all threads; in the last, those without words read the last ones.
-    const int rounds = (words + 2 * kDecodeThreads - 1) / (2 * kDecodeThreads);
-    const auto placeOf = [&](int i) { return min(2 * (thread_ + i * kDecodeThreads), words - 2); };
-    uint2 values[kWordPairs] = {};
+    constexpr int kQuads = 8, kAtOnce = 5;  // Of a thread, at most.
+    const int quads = args_.d / 4;
+    const uint32_t epoch = lastEpoch(0) + layer + 1;
+    // Rounds are the same for all threads; in the last, those without a quad read the last one.
+    const int rounds = (quads + kDecodeThreads - 1) / kDecodeThreads;
+    const auto quadOf = [&](int i) { return min(thread_ + i * kDecodeThreads, quads - 1); };
+    float4 values[kQuads] = {};
     uint32_t largest = 0;
 #pragma unroll
-    for (int first = 0; first < kWordPairs; first += kWordsAtOnce) {
+    for (int first = 0; first < kQuads; first += kAtOnce) {
       if (first >= rounds) break;
-      ulonglong2 word[kWordsAtOnce] = {};
+      uint4 word[kAtOnce] = {};
+      awaitQuads(word, rounds - first, epoch,
+                 [&](int i) { return args_.outputs + 4 * quadOf(first + i); });
 #pragma unroll
-      for (int i = 0; i < kWordsAtOnce && first + i < kWordPairs; ++i) {
+      for (int i = 0; i < kAtOnce && first + i < kQuads; ++i) {
         if (first + i >= rounds) break;
-        word[i] = readPair(args_.outputs + placeOf(first + i));
-      }
-#pragma unroll
-      for (int i = 0; i < kWordsAtOnce && first + i < kWordPairs; ++i) {
-        if (first + i >= rounds) break;
-        while (!isOf(word[i], epoch)) word[i] = readPair(args_.outputs + placeOf(first + i));
-        values[first + i] = {static_cast<uint32_t>(word[i].x), static_cast<uint32_t>(word[i].y)};
-        const float2 low = unpackPair<__half>(values[first + i].x);
-        const float2 high = unpackPair<__half>(values[first + i].y);
-        largest = max(max(largest, max(magnitudeBits(low.x), magnitudeBits(low.y))),
-                      max(magnitudeBits(high.x), magnitudeBits(high.y)));
+        values[first + i] = valuesOf(word[i]);
+        largest = max(largest, largestBits(values[first + i]));
       }
     }
     noteMagnitude(largest);
@@ -1064,10 +1058,9 @@ class DecodeBlock {
     const float most = largestMagnitude(), inverse = kLargestFixed * reciprocalUnit(most);
     if (thread_ == 0) digitUnit() = most * (1.0f / kLargestFixed);
 #pragma unroll
-    for (int i = 0; i < kWordPairs; ++i) {
+    for (int i = 0; i < kQuads; ++i) {
       if (i >= rounds) break;
-      const float2 low = unpackPair<__half>(values[i].x), high = unpackPair<__half>(values[i].y);
-      storeFourDigits(placeOf(i) / 2, {low.x, low.y, high.x, high.y}, inverse);
+      storeDigits<kBits>(args_.d, quadOf(i), values[i], inverse);
     }
     syncComputing();
   }
@@ -1075,49 +1068,25 @@ class DecodeBlock {
   //! The gated outputs of all blocks as activations of out_proj. Ends in a barrier.
   __device__ void receiveOutputs(int layer) {
     forgetPlace();
+    constexpr int kAtOnce = kRows == 1 ? 5 : kQuadsAtOnce;
     const int row = thread_ / kRowThreads, thread = thread_ % kRowThreads;
-    const int words = args_.d / 2, stride = activationStride(args_.d, kBits);
-    const uint32_t epoch = lastEpoch() + layer + 1;
-    const unsigned long long* from = args_.outputs + int64_t{row} * words;
+    const int quads = args_.d / 4;
+    const float* from = args_.outputs + int64_t{row} * args_.d;
     if (row < args_.b) {
-      for (int first = 2 * thread; first < words; first += 2 * kRowThreads * kWordsAtOnce) {
-        ulonglong2 word[kWordsAtOnce] = {};
+      const uint32_t epoch = lastEpoch(row) + layer + 1;
+      for (int first = thread; first < quads; first += kAtOnce * kRowThreads) {
+        const int count = (quads - first + kRowThreads - 1) / kRowThreads;
+        const auto quadOf = [&](int i) { return first + i * kRowThreads; };
+        uint4 word[kAtOnce] = {};
+        awaitQuads(word, count, epoch, [&](int i) { return from + 4 * quadOf(i); });
 #pragma unroll
-        for (int i = 0; i < kWordsAtOnce; ++i) {
-          const int at = first + 2 * i * kRowThreads;
-          if (at < words) word[i] = readPair(from + at);
-        }
-#pragma unroll
-        for (int i = 0; i < kWordsAtOnce; ++i) {
-          const int at = first + 2 * i * kRowThreads;
-          if (at < words) {
-            while (!isOf(word[i], epoch)) word[i] = readPair(from + at);
-            storeOutputs(row, stride, at, static_cast<uint32_t>(word[i].x),
-                         static_cast<uint32_t>(word[i].y));
-          }
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (i >= count) break;
+          storeActivations<kBits>(row, args_.d, quadOf(i), valuesOf(word[i]));
         }
       }
     }
     syncComputing();
-  }
-
-  //! Channels 2 at ... 2 at + 3.
-  __device__ void storeOutputs(int row, int stride, int at, uint32_t low, uint32_t high) {
-    __half* to = activations() + row * stride;
-    if constexpr (kBits == 4) {
-      const __half2 pairs[2] = {reinterpret_cast<const __half2&>(low),
-                                reinterpret_cast<const __half2&>(high)};
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        to[activationPlace(2 * at + 2 * i, 4)] = __low2half(pairs[i]);
-        to[activationPlace(2 * at + 2 * i + 1, 4)] = __high2half(pairs[i]);
-      }
-    } else if constexpr (kRows == 1) {
-      reinterpret_cast<uint32_t*>(to)[pairPlace(at)] = low;
-      reinterpret_cast<uint32_t*>(to)[pairPlace(at + 1)] = high;
-    } else {
-      *reinterpret_cast<uint2*>(to + 2 * at) = make_uint2(low, high);
-    }
   }
 
   __device__ void outputs(int layer) {
@@ -1139,8 +1108,8 @@ class DecodeBlock {
         float& residual = own()[(tile * kRows + item.row) * kTileRows + item.index];
         residual += sumOfSlices(item.tile, item.row, item.index, args_.out_split);
         const int column = kTileRows * (share().out + tile) + item.index;
-        publish(args_.residuals + int64_t{item.row} * args_.m + column, __float_as_uint(residual),
-                lastEpoch() + layer + 2);
+        publish(args_.residuals + int64_t{item.row} * args_.m + column, residual,
+                lastEpoch(item.row) + layer + 2);
         if (is_last && args_.y != nullptr) args_.y[item.row * args_.m + column] = residual;
       }
       syncComputing();
@@ -1171,7 +1140,8 @@ class DecodeBlock {
       const Item item(thread_);
       const int tile = 2 * first + item.tile;
       if (item.tile < 2 * kBatchUnits && tile < share().heads && item.row < args_.b) {
-        const float logit = sumOfSlices(item.tile, item.row, item.index, args_.head_split);
+        float logit = sumOfSlices(item.tile, item.row, item.index, args_.head_split);
+        if constexpr (kRows > 1) logit *= normRest(item.row);
         const int32_t id = kTileRows * (share().head + tile) + item.index;
         if (id < args_.vocab) {
           if (args_.logits != nullptr) args_.logits[int64_t{item.row} * args_.vocab + id] = logit;
@@ -1198,7 +1168,10 @@ class DecodeBlock {
         }
       }
     }
-    const uint32_t epoch = lastEpoch() + args_.layers + 1;
+    const int epochs = args_.layers + 1;  // Of this call.
+    const auto bestOf = [&](int row, int block) {
+      return args_.best + 2 * (int64_t{row} * kMaxDecodeBlocks + block);
+    };
     syncComputing();
     // One candidate a thread; threads of one text differ in tile and index.
     constexpr int kRowStride = kTileRows * kRows;
@@ -1210,9 +1183,9 @@ class DecodeBlock {
       }
       mine = bestOfWarp(mine);
       if (lane_ == 0) {
-        unsigned long long* words = args_.best + 2 * (int64_t{block_} * args_.b + row);
-        publish(words, __float_as_uint(mine.logit), epoch);
-        publish(words + 1, static_cast<uint32_t>(mine.id), epoch);
+        publishExact(bestOf(row, block_), __float_as_uint(mine.logit), lastEpoch(row) + epochs);
+        publishExact(bestOf(row, block_) + 1, static_cast<uint32_t>(mine.id),
+                     lastEpoch(row) + epochs);
       }
     }
     if (block_ != 0) return;
@@ -1220,10 +1193,8 @@ class DecodeBlock {
     for (int row = warp_; row < args_.b; row += kDecodeWarps) {
       Candidate mine = {-INFINITY, 0x7fffffff};
       for (int block = lane_; block < args_.blocks; block += 32) {
-        const ulonglong2 words =
-            awaitPair(args_.best + 2 * (int64_t{block} * args_.b + row), epoch);
-        const Candidate candidate = {__uint_as_float(static_cast<uint32_t>(words.x)),
-                                     static_cast<int32_t>(words.y)};
+        const uint2 words = awaitExactPair(bestOf(row, block), lastEpoch(row) + epochs);
+        const Candidate candidate = {__uint_as_float(words.x), static_cast<int32_t>(words.y)};
         if (mine.isBehind(candidate)) mine = candidate;
       }
       mine = bestOfWarp(mine);
@@ -1236,7 +1207,7 @@ class DecodeBlock {
     for (int slot = thread_; slot < args_.b * mix(); slot += kDecodeThreads) {
       args_.totals[slot] = totals()[slot];
     }
-    if (thread_ == 0) *args_.epoch = epoch;
+    if (thread_ < args_.b) args_.epochs[thread_] = lastEpoch(thread_) + epochs;
   }
 
   static __device__ Candidate bestOfWarp(Candidate mine) {

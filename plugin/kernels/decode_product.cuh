@@ -376,6 +376,11 @@ class TileProduct {
 #pragma unroll
         for (int j = 0; j < 4; ++j) partial_[i][j] = 0.0f;
       }
+      if constexpr (kRows == 1) {
+        // The lower halves' are in the neighbour.
+        sums_.first[0] += __shfl_xor_sync(0xffffffffu, sums_.first[0], 1);
+        if constexpr (kHasTwin) sums_.twin[0] += __shfl_xor_sync(0xffffffffu, sums_.twin[0], 1);
+      }
     }
     const TileSums sums = sums_;
     sums_ = {};
@@ -406,8 +411,9 @@ class TileProduct {
     const auto& w = part.w;
     if constexpr (kRows == 1) {
       // The 16 bytes that were loaded are the first operand as they are: words 0 and 2 as row g, 1
-      // and 3 as row 8 + g. They meet two columns: D has the sum of the former in (g, 0), of the
-      // latter in (8 + g, 1).
+      // and 3 as row 8 + g. They meet two columns with the upper halves of the activations and two
+      // with the lower: D has the sums of the former words in (g, 0) and (g, 2), of the latter in
+      // (8 + g, 1) and (8 + g, 3).
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint2 x = part.x[kHasTwin ? i / 2 : i];

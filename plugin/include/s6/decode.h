@@ -13,8 +13,9 @@
  *
  * Sizes: b texts, m model width, d inner channels, n state (16), k convolution width (2 to 4),
  * r rank of the step size. Residual, state, convolution and every sum are float32; what goes into a
- * large product is rounded to float16 first, or, of one text that meets codes, to 22 bits of the
- * largest value. Call rules as in selective_scan.h; in addition the
+ * large product is rounded to float16 first, or, of one text, to two float16 that add up to it or,
+ * where it meets codes, to 22 bits of the largest value. Residuals and gated outputs travel with 22
+ * bits. Call rules as in selective_scan.h; in addition the
  * call needs every multiprocessor of its stream to itself while it runs, because its blocks wait
  * for each other.
  */
