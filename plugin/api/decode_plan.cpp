@@ -12,7 +12,8 @@
 namespace s6 {
 namespace {
 
-constexpr int kAlignment = 128;  // Bytes, of every part of the shared memory and the workspace.
+constexpr int kNarrowModel = 768;  // Its width: see puts_gates_apart.
+constexpr int kAlignment = 128;    // Bytes, of every part of the shared memory and the workspace.
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -201,7 +202,9 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int shared_bytes) {
   }
   const int outs = mostOf(args.first_out, args.blocks);
   const int heads = mostOf(args.first_head, args.blocks);
-  args.in_split = chooseSplit(args.in_proj, pairs, rows);
+  args.puts_gates_apart = mayPutGatesApart(args.in_proj.bits) && (rows > 1 || p.m > kNarrowModel);
+  const int units = args.puts_gates_apart ? (pairs + 1) / 2 : pairs;
+  args.in_split = chooseSplit(args.in_proj, units, rows);
   args.out_split = chooseSplit(args.out_proj, (outs + 1) / 2, rows);
   args.head_split = chooseSplit(args.head, (heads + 1) / 2, rows);
 

@@ -71,6 +71,10 @@ S6_HOST_DEVICE constexpr int digitStride(int columns) { return (columns + 127) /
 //! far and multiplied with scales of zero; nothing else may lie there.
 constexpr int kDigitOverrun = 1024;
 
+//! Whether gates may be units of their own, behind x_proj, made while its sums are on their way.
+//! With codes that takes longer than it hides (docs/lab_note_decode.md).
+S6_HOST_DEVICE constexpr bool mayPutGatesApart(int bits) { return bits == 16; }
+
 //! What the activations of a product take in shared memory.
 S6_HOST_DEVICE constexpr int activationBytes(int columns, int bits, int texts) {
   return isInDigits(bits, texts) ? kDigits * digitStride(columns) + kDigitOverrun
@@ -112,6 +116,9 @@ struct DecodeArgs {
   //! each warp of the busiest block has a pair; with fewer, making digits takes longer than it
   //! saves.
   int32_t mixes_in_digits;
+  //! Whether gates are units of their own, measured: where that is not compiled out, except for a
+  //! single text of a narrow model, whose two products are then too short to be worth a phase each.
+  int32_t puts_gates_apart;
   float norm_eps, mixer_norm_eps, inverse_m;
   uint32_t signs;  //!< kSigns, where the compiler does not see it: it would take two instructions.
   DecodeMatrix embedding, in_proj, x_proj, dt_proj, out_proj, head;

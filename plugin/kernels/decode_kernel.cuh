@@ -9,6 +9,7 @@
  * other values without barriers (decode_exchange.cuh). Three exchanges a block of the model:
  *
  *     channels    residual -> norm -> in_proj -> convolution -> u, gate; part of x_proj(u)   | sums
+ *                 (gates after that where they are apart)
  *     scan        sums -> dt_proj -> recurrence -> gated output                              | y
  *     outputs     y -> out_proj + residual                                                   | x
  *
@@ -457,21 +458,33 @@ class DecodeBlock {
     int pair, channel;
     bool is_gate, is_mine;
     float* state;
+    //! first: the first unit of the batch, of a block that has so many pairs.
     __device__ ChannelItem(const DecodeBlock& block, int layer, int first)
         : Item(block.thread_), pair(first + this->tile / 2), is_gate(this->tile % 2 != 0) {
       const DecodeArgs& args = block.args_;
       const BlockShare share = block.share();
-      is_mine = this->tile < 2 * kBatchUnits && pair < share.pairs && this->row < args.b;
+      const int gates = firstGates<kBits>(args, share.pairs);
+      is_mine = this->tile < 2 * kBatchUnits && this->row < args.b &&
+                pair < (first < gates ? gates : share.pairs);
+      if (gates < share.pairs) {
+        const int tile = 2 * first + this->tile;
+        is_gate = tile >= share.pairs;
+        pair = !is_gate ? tile : first < gates ? share.pairs - 1 : tile - 2 * gates;
+      }
       channel = kTileRows * (share.pair + pair) + this->index;
       state =
           args.conv_state + (int64_t{layer} * args.b + this->row) * (args.k - 1) * args.d + channel;
     }
   };
 
+  //! The block's u and gates. The scan wants the gates, so they are made while the sums of x_proj
+  //! are on their way where they are apart.
   __device__ void channels(int layer) {
     forgetPlace();
     const int past = args_.k - 1;
-    for (int first = 0; first < share().pairs; first += kBatchUnits) {
+    int first = 0;
+#pragma unroll 1
+    while (first < share().pairs) {
       if (first == 0) normalise<kBits>(layer, args_.norm.of(layer));
       float weights[kMaxConvPast + 1] = {}, before[kMaxConvPast] = {}, bias = 0.0f;
       if (const ChannelItem item(*this, layer, first); item.is_mine && !item.is_gate) {
@@ -483,7 +496,9 @@ class DecodeBlock {
           if (i < kMaxConvPast) before[i] = i < past ? item.state[i * args_.d] : 0.0f;
         }
       }
-      multiplyBatch<kBits, false>(args_.in_proj, args_.in_split, args_.m, first, 2 * share().pairs);
+      const int gates = firstGates<kBits>(args_, share().pairs);
+      multiplyBatch<kBits, false>(args_.in_proj, args_.in_split, args_.m, first,
+                                  2 * (first < gates ? gates : share().pairs));
       syncComputing();
       uint32_t magnitude = 0;
       // Made anew, so that it takes no registers during the products.
@@ -514,11 +529,16 @@ class DecodeBlock {
       }
       if (mixesInDigits()) noteMagnitude(magnitude, first > 0);
       syncComputing();
-    }
-    if (mixesInDigits()) {
-      if constexpr (isInDigits(kBits, kRows)) addColumnDigits();
-    } else {
-      addColumns(layer);
+      first += kBatchUnits;
+      const int channels_end = firstGates<kBits>(args_, share().pairs);
+      if (first - kBatchUnits < channels_end && first >= channels_end) {
+        first = channels_end;
+        if (mixesInDigits()) {
+          if constexpr (isInDigits(kBits, kRows)) addColumnDigits();
+        } else {
+          addColumns(layer);
+        }
+      }
     }
   }
 

@@ -302,21 +302,21 @@ class TileProduct {
         signs_(signs),
         last_(activations + kBlockBytes * (blocks - 1)),
         scales_(2048 - 16 * lane + 2 * (lane >> 2)),
-        odd_(lane & 4 ? -64 : 64),
-        narrow_(32 * ((lane >> 3) & 1) - 8 * (lane & 3)),
-        second_(lane & 8 ? -32 : 32) {}
+        // Lane 4 g + t reads from chunk t of row g on, or in 4 bits from byte 8 t.
+        place_(placeOfChunk(lane >> 2, 0, 0, kBits == 4) + (kBits == 4 ? 8 : 16) * (lane & 3) -
+               16 * lane) {}
 
   //! Begins with half a slot at `at`, which is half `index` of its tiles.
   __device__ __forceinline__ void load(Part& part, int at_slot, int index) const {
     part.at = at_slot;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // See placeOfChunk.
-      const bool is_odd = (kHasTwin ? i / 2 : i) % 2 != 0;
-      const int at = part.at + 512 * i + (is_odd ? odd_ : 0);
+      // See placeOfChunk: two places for even and odd blocks, of the tile and of its twin.
+      const int block = kHasTwin ? i / 2 : i % 2, second_place = kHasTwin ? i % 2 : i / 2;
+      const int at = ((part.at + place_) ^ (64 * block)) + 1024 * second_place;
       if constexpr (kBits == 4) {
-        const uint2 first = loadSharedHalf(at + narrow_);
-        const uint2 second = loadSharedHalf(at + narrow_ + second_);
+        const uint2 first = loadSharedHalf(at);
+        const uint2 second = loadSharedHalf(at ^ 32);
         part.w[i] = {first.x, first.y, second.x, second.y};
       } else {
         part.w[i] = loadShared(at);
@@ -465,7 +465,7 @@ class TileProduct {
 
   const int activations_;
   const uint32_t signs_;
-  const int last_, scales_, odd_, narrow_, second_;
+  const int last_, scales_, place_;
   float partial_[4][4] = {};
   TileSums sums_ = {};
 };

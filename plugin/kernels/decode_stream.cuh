@@ -14,9 +14,11 @@
  * it is full (the copies themselves arrive) and that it is free again.
  *
  * The list of a warp, block after block of the model:
- *     in     pairs (u tile, z tile) of its row group: 4 column blocks of both tiles a slot
+ *     in     units of its row group: each a u tile and its z tile, or, where gates are apart, two u
+ *            tiles, an odd one with its z tile; 4 column blocks of both tiles a slot
  *     column x_proj: where it takes digits, its tiles two by two like in, of the column
  *            blocks that hold this block's channels; else 64 bytes of 32 rows half a slot
+ *     gates  where they are apart: the other z tiles two by two like in
  *     scan   for its pairs: dt_proj, A, the state
  *     out    tiles of its row group two by two like in; an odd one alone, 8 column blocks a slot
  * and after the last block of the model the head's tiles, like out.
@@ -119,6 +121,15 @@ struct ColumnShare {
     if (part >= parts) row_group = row_groups;  // Nothing to do.
   }
 };
+
+/*!
+ * in_proj has as many units as a block has pairs of channels and gates; from this one on, where
+ * gates are apart, they are the gates two by two, before it the channels, an odd one with its gate.
+ */
+template <int kBits>
+__device__ __forceinline__ int firstGates(const DecodeArgs& args, int pairs) {
+  return mayPutGatesApart(kBits) && args.puts_gates_apart != 0 ? (pairs + 1) / 2 : pairs;
+}
 
 //! Weights of one row of dt_proj that a lane takes at once: 16 bytes, or 8 of 4-bit codes.
 template <int kBits>
@@ -261,12 +272,15 @@ static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int p
   }
 }
 
-//! Where 16 bytes `chunk` of row `row` of a column block lie in its 512 bytes, as 16-byte reads of
-//! lane 4 row + chunk want it, so that reads and copies meet in no bank: rows of odd blocks change
-//! places in pairs; 4-bit rows, read as 8 bytes of each half, have their halves changed in two of
-//! four.
-__device__ __forceinline__ int placeOfChunk(int row, int chunk, int odd, bool is_narrow) {
-  return ((64 * row) ^ (64 * odd)) + 16 * (is_narrow ? chunk ^ (row & 2) : chunk);
+/*!
+ * Where 16 bytes `chunk` of column block `block` (even or odd) of row `row` lie in the 1024 bytes
+ * of a tile's two blocks. A row's line of 128 bytes stays together, because in two places it would
+ * be written in two steps. Reads meet in no bank either: lane 4 g + t reads 16 bytes t of row g of
+ * a block, so rows change their halves in turn; of 4 bits it reads 8 bytes of each half block, so
+ * these change places in two rows of four.
+ */
+__device__ __forceinline__ int placeOfChunk(int row, int block, int chunk, bool is_narrow) {
+  return 128 * row + 64 * ((row ^ block) & 1) + 16 * (is_narrow ? chunk ^ (row & 2) : chunk);
 }
 
 //! The fetching side: copies the list of one computing warp.
@@ -289,16 +303,16 @@ class WeightFetcher {
 #pragma unroll 1
     for (int layer = 0; layer <= args_.layers; ++layer) {
       const bool is_head = layer == args_.layers;
-#pragma unroll(kIsCoded ? 1 : 4)
+#pragma unroll(kIsCoded ? 1 : 5)
       for (int i = kIn; i <= kHead; ++i) {
         if ((i == kHead) != is_head) continue;
-        if (i != kColumns || (isInDigits(kBits, kRows) && args_.mixes_in_digits != 0)) {
-          fetchProduct(static_cast<Product>(i), is_head ? 0 : layer);
-        } else {
+        if (i == kColumns && !(isInDigits(kBits, kRows) && args_.mixes_in_digits != 0)) {
           fetchColumns(layer);
+        } else if (i != kGates || mayPutGatesApart(kBits)) {
+          fetchProduct(static_cast<Product>(i), is_head ? 0 : layer);
         }
         if (i == kIn) prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
-        if (i == kColumns) fetchScan(layer);
+        if (i == kGates) fetchScan(layer);
       }
     }
   }
@@ -307,7 +321,7 @@ class WeightFetcher {
   static constexpr bool kIsCoded = kBits != 16;
 
   //! In the order of the list.
-  enum Product { kIn, kColumns, kOut, kHead };
+  enum Product { kIn, kColumns, kGates, kOut, kHead };
 
   //! Waits for a free slot; its address.
   __device__ __forceinline__ uint32_t begin() {
@@ -320,47 +334,50 @@ class WeightFetcher {
   }
 
   /*!
-   * A product's units: unit i is the tile at row + i * unit_rows and its twin twin_rows further,
-   * which exists if 2 i + 1 < tiles.
+   * A product's units: unit i is the tile at row + i * unit_rows and its twin, which exists if
+   * 2 i + 1 < tiles: the tile's gate or the next tile.
    *
    * A copy takes whole lines of 128 bytes, 8 lanes each, because a multiprocessor asks for one line
    * in two clocks, however little of it: lane 8 i + c copies 16 bytes c of row i.
    */
   __device__ void fetchProduct(Product product, int layer) {
-    const DecodeMatrix& matrix = product == kIn        ? args_.in_proj
-                                 : product == kColumns ? args_.x_proj
-                                 : product == kOut     ? args_.out_proj
-                                                       : args_.head;
+    const DecodeMatrix& matrix = product == kColumns ? args_.x_proj
+                                 : product == kOut   ? args_.out_proj
+                                 : product == kHead  ? args_.head
+                                                     : args_.in_proj;
     const ProductShare mine = product == kColumns
                                   ? ProductShare(args_, share_, warp_)
                                   : ProductShare(matrix,
-                                                 product == kIn    ? args_.in_split
-                                                 : product == kOut ? args_.out_split
-                                                                   : args_.head_split,
+                                                 product == kOut    ? args_.out_split
+                                                 : product == kHead ? args_.head_split
+                                                                    : args_.in_split,
                                                  warp_);
-    const int tiles = product == kIn        ? 2 * share_.pairs
+    const int gates = firstGates<kBits>(args_, share_.pairs);
+    const int tiles = product == kIn        ? 2 * gates
                       : product == kColumns ? (share_.pairs > 0 ? matrix.rows / kTileRows : 0)
+                      : product == kGates   ? 2 * (share_.pairs - gates)
                       : product == kOut     ? share_.outs
                                             : share_.heads;
-    const int row = kTileRows * (product == kIn        ? share_.pair
-                                 : product == kColumns ? 0
-                                 : product == kOut     ? share_.out
-                                                       : share_.head);
-    // in_proj's twins are the gates of its channels.
-    const int unit_rows = product == kIn ? kTileRows : 2 * kTileRows;
-    const int twin_rows = product == kIn ? args_.d : kTileRows;
+    const int first_tile = product == kColumns ? 0
+                           : product == kOut   ? share_.out
+                           : product == kHead  ? share_.head
+                                               : share_.pair;
+    const int row = kTileRows * first_tile + (product == kGates ? args_.d : 0);
+    const bool has_gates = product == kIn && gates == share_.pairs;
+    const int unit_rows = has_gates ? kTileRows : 2 * kTileRows;
     const int units = (tiles + 1) / 2;
     const int columns = 512 / matrix.bits;
     const int row_of_lane = lane_ >> 3, chunk = lane_ & 7, odd = chunk >> 2;
-    const int64_t twin = int64_t{twin_rows} * matrix.row_bytes,
-                  lower = int64_t{4} * matrix.row_bytes;
+    const int64_t lower = int64_t{4} * matrix.row_bytes;
     const uint8_t* data = matrix.data + layer * matrix.layer_bytes +
                           int64_t{row + row_of_lane} * matrix.row_bytes + 64 * mine.blocks.begin +
                           16 * chunk;
-    const int place = placeOfChunk(row_of_lane, chunk & 3, odd, matrix.bits == 4);
+    const int place = placeOfChunk(row_of_lane, odd, chunk & 3, matrix.bits == 4);
     const uint8_t* scales = matrix.scales + layer * matrix.scales_layer_bytes + 2 * row;
     for (int unit = mine.unit; unit < units; unit += mine.unit_step) {
       const bool has_twin = 2 * unit + 1 < tiles;
+      const bool is_gate = has_gates || (product == kIn && 2 * unit + 1 == share_.pairs);
+      const int twin_rows = is_gate ? args_.d : kTileRows;
       const uint8_t* from = data + int64_t{unit} * unit_rows * matrix.row_bytes;
       // Of the scales a lane copies those of one tile and 64 columns.
       const int tile_groups = (has_twin ? 2 : 4) * columns / 64;
@@ -369,25 +386,21 @@ class WeightFetcher {
       int column = columns * mine.blocks.begin + 64 * (lane_ - tile * tile_groups);
       const uint8_t* scales_of = scales + 2 * (unit * unit_rows + tile * twin_rows);
       const int step = has_twin ? 2 : 4;
+      // The other 1024 bytes of half a slot: the twin's, or the next two column blocks.
+      const int64_t second = has_twin ? int64_t{twin_rows} * matrix.row_bytes : 128;
+      const int before_second = has_twin ? 0 : 2;
       int left = mine.blocks.size() - odd;
       while (left + odd > 0) {
         const uint32_t slot = begin();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const uint32_t at = slot + half * halfSlotBytes(kBits);
-          if (has_twin) {
-            const uint32_t to = at + place + 1024 * odd;
-            copyOrZeroAsync<Leaving::kSurroundings>(to, from, left > 0);
-            copyOrZeroAsync<Leaving::kSurroundings>(to + 256, from + lower, left > 0);
-            copyOrZeroAsync<Leaving::kSurroundings>(to + 512, from + twin, left > 0);
-            copyOrZeroAsync<Leaving::kSurroundings>(to + 768, from + twin + lower, left > 0);
-          } else {
-            const uint32_t to = at + place + 512 * odd;
-            copyOrZeroAsync<Leaving::kSurroundings>(to, from, left > 0);
-            copyOrZeroAsync<Leaving::kSurroundings>(to + 256, from + lower, left > 0);
-            copyOrZeroAsync<Leaving::kSurroundings>(to + 1024, from + 128, left > 2);
-            copyOrZeroAsync<Leaving::kSurroundings>(to + 1280, from + 128 + lower, left > 2);
-          }
+          const uint32_t to = at + place;
+          copyOrZeroAsync<Leaving::kSurroundings>(to, from, left > 0);
+          copyOrZeroAsync<Leaving::kSurroundings>(to + 512, from + lower, left > 0);
+          copyOrZeroAsync<Leaving::kSurroundings>(to + 1024, from + second, left > before_second);
+          copyOrZeroAsync<Leaving::kSurroundings>(to + 1536, from + second + lower,
+                                                  left > before_second);
           if (copies) {
             copyOrZeroAsync<Leaving::kLine>(
                 at + 2048 + 16 * lane_,
