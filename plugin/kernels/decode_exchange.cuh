@@ -57,27 +57,39 @@ __device__ __forceinline__ float4 valuesOf(const uint4& quad) {
 }
 
 /*!
- * The first `count` of some quads of neighbouring values, once all are of the epoch; place(i) is
- * where quad i lies. Each round reads all that are not there yet: one after the other, each that
- * was read too early would cost a way to L2 of its own.
+ * The first `count` of some values of other blocks, once all are there: read(i) reads value i.
+ * Each round reads all that are not there yet: one after the other, each that was read too early
+ * would cost a way to L2 of its own.
  */
-template <int kCount, typename Place>
-__device__ __forceinline__ void awaitQuads(uint4 (&quads)[kCount], int count, uint32_t epoch,
-                                           const Place& place) {
+template <int kCount, typename Value, typename Read, typename IsThere>
+__device__ __forceinline__ void awaitEach(Value (&values)[kCount], int count, const Read& read,
+                                          const IsThere& isThere) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    if (i < count) quads[i] = readQuad(place(i));
+    if (i < count) values[i] = read(i);
   }
   while (true) {
     bool are_there = true;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) are_there = are_there && (i >= count || isOf(quads[i], epoch));
+    for (int i = 0; i < kCount; ++i) {
+      are_there = are_there && (i >= count || isThere(i, values[i]));
+    }
     if (are_there) return;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (i < count && !isOf(quads[i], epoch)) quads[i] = readQuad(place(i));
+      if (i < count && !isThere(i, values[i])) values[i] = read(i);
     }
   }
+}
+
+//! The first `count` of some quads of neighbouring values, once all are of the epoch; place(i) is
+//! where quad i lies.
+template <int kCount, typename Place>
+__device__ __forceinline__ void awaitQuads(uint4 (&quads)[kCount], int count, uint32_t epoch,
+                                           const Place& place) {
+  awaitEach(
+      quads, count, [&](int i) { return readQuad(place(i)); },
+      [&](int, const uint4& quad) { return isOf(quad, epoch); });
 }
 
 //! For what must stay exact: 32 bits in a word of 64 with their epoch.
@@ -118,28 +130,15 @@ __device__ __forceinline__ bool isComplete(unsigned long long before, unsigned l
   return ((static_cast<unsigned>(now) ^ (static_cast<unsigned>(before) + addends)) & kMask) == 0;
 }
 
-//! The first `count` of some sums, once `addends` more than in `before` have arrived in each; like
-//! awaitQuads.
+//! The first `count` of some sums, once `addends` more than in `before` have arrived in each;
+//! place(i) is where sum i lies.
 template <int kCount, typename Place>
 __device__ __forceinline__ void awaitSums(unsigned long long (&sums)[kCount],
                                           const unsigned long long (&before)[kCount], int count,
                                           int addends, const Place& place) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    if (i < count) sums[i] = readSum(place(i));
-  }
-  while (true) {
-    bool are_there = true;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      are_there = are_there && (i >= count || isComplete(before[i], sums[i], addends));
-    }
-    if (are_there) return;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (i < count && !isComplete(before[i], sums[i], addends)) sums[i] = readSum(place(i));
-    }
-  }
+  awaitEach(
+      sums, count, [&](int i) { return readSum(place(i)); },
+      [&](int i, unsigned long long sum) { return isComplete(before[i], sum, addends); });
 }
 
 //! The value that `addends` addends have put on top of `before`.
