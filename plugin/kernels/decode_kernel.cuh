@@ -98,8 +98,9 @@ class DecodeBlock {
   static constexpr int kBatchUnits = batchPairs(kRows);  // Two tiles each.
   // Of four values each, that a thread awaits together; of a single text those of its residual.
   static constexpr int kQuadsAtOnce = 4;
-  static constexpr int kScalesAt = 2 * kDecodeWarps + 1 + kRows;
-  static constexpr float kNormSlack = 64.0f;
+  static constexpr int kOutputQuadsAtOnce = kRows == 1 ? 5 : kQuadsAtOnce;
+  static constexpr int kScalesAt = 2 * kDecodeWarps + 1 + kRows;  // Of normalise, behind epochs.
+  static constexpr float kNormSlack = 64.0f;  // By what a norm may differ from its power of two.
   static constexpr int kSumsAtOnce = kRows == 1 ? 1 : 4;
   static constexpr int kRowThreads = kDecodeThreads / kRows;  // That stage one text.
 
@@ -530,6 +531,7 @@ class DecodeBlock {
       if (mixesInDigits()) noteMagnitude(magnitude, first > 0);
       syncComputing();
       first += kBatchUnits;
+      // Made anew too.
       const int channels_end = firstGates<kBits>(args_, share().pairs);
       if (first - kBatchUnits < channels_end && first >= channels_end) {
         first = channels_end;
@@ -1052,7 +1054,7 @@ class DecodeBlock {
   //! The same as digits.
   __device__ void receiveOutputDigits(int layer) {
     forgetPlace();
-    constexpr int kQuads = 8, kAtOnce = 5;  // Of a thread, at most.
+    constexpr int kQuads = 8, kAtOnce = kOutputQuadsAtOnce;  // Of a thread, at most.
     const int quads = args_.d / 4;
     const uint32_t epoch = lastEpoch(0) + layer + 1;
     // Rounds are the same for all threads; in the last, those without a quad read the last one.
@@ -1088,7 +1090,7 @@ class DecodeBlock {
   //! The gated outputs of all blocks as activations of out_proj. Ends in a barrier.
   __device__ void receiveOutputs(int layer) {
     forgetPlace();
-    constexpr int kAtOnce = kRows == 1 ? 5 : kQuadsAtOnce;
+    constexpr int kAtOnce = kOutputQuadsAtOnce;
     const int row = thread_ / kRowThreads, thread = thread_ % kRowThreads;
     const int quads = args_.d / 4;
     const float* from = args_.outputs + int64_t{row} * args_.d;
