@@ -25,7 +25,7 @@ constexpr int kTileRows = 8;      //!< Rows of a matrix that one mma takes.
 constexpr int kDecodeState = 16;  //!< n of every published S6 model.
 constexpr int kMaxConvPast = 3;   //!< k - 1 at most.
 constexpr int kMaxDecodeBlocks = 160;
-constexpr int kSumStride = 16;  //!< Words from sum to sum: a line each, so that atomics spread.
+constexpr int kSumStride = 32;  //!< Words from sum to sum: two lines, so that atomics spread.
 
 //! Pairs of 8 rows that are summed up at once, and the row groups may not be more. A single text's
 //! have a value for every computing thread.
@@ -33,6 +33,11 @@ S6_HOST_DEVICE constexpr int batchPairs(int rows) { return rows == 1 ? 16 : 2; }
 
 //! Slots of a ring: a warp holds two at a time while it multiplies.
 constexpr int kLeastDepth = 2;
+
+//! Of four values each, that a thread holds at a time of a single text's residual and of its gated
+//! outputs.
+constexpr int kResidualQuads = 4;
+constexpr int kOutputQuads = 8;
 
 //! Half a slot of a warp's ring: four times 16 bytes a lane, and the scales of packed weights.
 S6_HOST_DEVICE constexpr int halfSlotBytes(int bits) { return 2048 + (bits == 16 ? 0 : 128); }
@@ -52,8 +57,9 @@ S6_HOST_DEVICE constexpr int halvesStride(int columns) {
   return (2 * columns + 127) / 128 * 128 + 64;
 }
 
-//! Column blocks of 64 bytes, of `count` in a row, that stay together: lines of 128 bytes, or one.
-S6_HOST_DEVICE constexpr int blocksTogether(int count) { return count % 2 == 0 ? 2 : 1; }
+//! log2 of the column blocks of 64 bytes, of `count` in a row, that stay together: lines of 128
+//! bytes, or one.
+S6_HOST_DEVICE constexpr int logBlocksTogether(int count) { return count % 2 == 0 ? 1 : 0; }
 
 //! The upper bit of every byte.
 constexpr uint32_t kSigns = 0x80808080u;
@@ -64,20 +70,28 @@ constexpr int kDigits = 3;
 //! Whether a product takes its activations as digits: of one text where weights are codes.
 S6_HOST_DEVICE constexpr bool isInDigits(int bits, int rows) { return bits != 16 && rows == 1; }
 
-//! Bytes from one digit of all columns to the next: neighbours lie in different banks.
-S6_HOST_DEVICE constexpr int digitStride(int columns) { return (columns + 127) / 128 * 128 + 64; }
-
-//! Where a warp's columns do not fill its last slot, what follows the last digit is read up to this
-//! far and multiplied with scales of zero; nothing else may lie there.
+//! Where a warp's columns do not fill its last slot, what follows a digit of them is read up to
+//! this far and multiplied with scales of zero; nothing else may lie there that another warp
+//! writes.
 constexpr int kDigitOverrun = 1024;
+
+/*!
+ * Bytes from the beginning of the activations to where the columns of slice `slice`, of
+ * 2^log_slices, have their place in digit `digit`: each slice lies kDigitOverrun further on than
+ * the one before. Neighbouring digits lie in different banks.
+ */
+S6_HOST_DEVICE constexpr int digitOffset(int columns, int log_slices, int slice, int digit) {
+  const int stride = (columns + (kDigitOverrun << log_slices) + 127) / 128 * 128 + 64;
+  return digit * stride + kDigitOverrun * slice;
+}
 
 //! Whether gates may be units of their own, behind x_proj, made while its sums are on their way.
 //! With codes that takes longer than it hides (docs/lab_note_decode.md).
 S6_HOST_DEVICE constexpr bool mayPutGatesApart(int bits) { return bits == 16; }
 
 //! What the activations of a product take in shared memory.
-S6_HOST_DEVICE constexpr int activationBytes(int columns, int bits, int texts) {
-  return isInDigits(bits, texts) ? kDigits * digitStride(columns) + kDigitOverrun
+S6_HOST_DEVICE constexpr int activationBytes(int columns, int bits, int texts, int log_slices) {
+  return isInDigits(bits, texts) ? digitOffset(columns, log_slices, 0, kDigits)
          : texts == 1            ? 2 * halvesStride(columns)
                                  : 2 * texts * activationStride(columns, bits);
 }
@@ -111,7 +125,7 @@ struct DecodeArgs {
   int32_t b, m, d, k, r, layers, vocab;
   int32_t blocks;
   int32_t depth;    //!< Slots of the ring of a warp.
-  int32_t addends;  //!< Of each sum: the blocks that own channels times their parts of x_proj.
+  int32_t addends;  //!< Of each sum: the blocks that own channels.
   //! Whether x_proj and dt_proj take the activations of a single text as digits, measured: where
   //! each warp of the busiest block has a pair; with fewer, making digits takes longer than it
   //! saves.

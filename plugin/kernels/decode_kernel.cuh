@@ -18,7 +18,8 @@
  * [tile][slice][text][8] · mixed [text][r + 2 n] · channels: u and gate [pair][text][8] · own: the
  * residual of the block's rows [tile][text][8] · reduce (small sums) · candidates of the greedy
  * choice. Each is written by one phase, read by the next, with a barrier of the computing warps
- * between; see the phases.
+ * between, or, of a single text's activations, of the warps that share a slice of the columns; see
+ * the phases.
  *
  * Numerics: as the header of s6/decode.h says; exp by ex2.approx, as in mamba-ssm.
  */
@@ -96,10 +97,11 @@ class DecodeBlock {
 
  private:
   static constexpr int kBatchUnits = batchPairs(kRows);  // Two tiles each.
-  // Of four values each, that a thread awaits together; of a single text those of its residual.
-  static constexpr int kQuadsAtOnce = 4;
-  static constexpr int kOutputQuadsAtOnce = kRows == 1 ? 5 : kQuadsAtOnce;
-  static constexpr int kScalesAt = 2 * kDecodeWarps + 1 + kRows;  // Of normalise, behind epochs.
+  // Of four values each, that a thread awaits together.
+  static constexpr int kQuadsAtOnce = kRows == 1 ? 5 : 4;
+  // In reduce(), in words: sums and magnitudes of the warps come first.
+  static constexpr int kUnitsAt = 2 * kDecodeWarps, kEpochsAt = 3 * kDecodeWarps;
+  static constexpr int kScalesAt = kEpochsAt + kRows;
   static constexpr float kNormSlack = 64.0f;  // By what a norm may differ from its power of two.
   static constexpr int kSumsAtOnce = kRows == 1 ? 1 : 4;
   static constexpr int kRowThreads = kDecodeThreads / kRows;  // That stage one text.
@@ -167,14 +169,17 @@ class DecodeBlock {
     }
   }
 
-  //! The same as digits, highest first, of what `inverse` makes integers.
+  //! The same as digits, highest first, of what `inverse` makes integers; `slice`: the one of the
+  //! quad, of 2^log_slices.
   template <int kMatrixBits>
-  __device__ void storeDigits(int columns, int quad, const float4& value, float inverse) const {
+  __device__ void storeDigits(int columns, int quad, const float4& value, float inverse,
+                              int log_slices = 0, int slice = 0) const {
     const uint32_t a = biasedDigits(value.x, inverse), b = biasedDigits(value.y, inverse);
     const uint32_t c = biasedDigits(value.z, inverse), d = biasedDigits(value.w, inverse);
-    uint8_t* to = sharedAt<uint8_t>(args_.activations_at) + digitPlace(4 * quad, kMatrixBits);
+    uint8_t* first = sharedAt<uint8_t>(args_.activations_at) + digitPlace(4 * quad, kMatrixBits);
 #pragma unroll
-    for (int digit = 0; digit < kDigits; ++digit, to += digitStride(columns)) {
+    for (int digit = 0; digit < kDigits; ++digit) {
+      uint8_t* to = first + digitOffset(columns, log_slices, slice, digit);
       const int byte = kDigits - 1 - digit, two = byte | ((4 + byte) << 4);
       if constexpr (kMatrixBits == 4) {
         const uint32_t even = __byte_perm(a, c, two) ^ 0x8080u;
@@ -188,10 +193,15 @@ class DecodeBlock {
     }
   }
 
-  //! Sum over the threads of one text; every one of them gets it. One barrier.
-  __device__ float sumOfRow(float value) {
+  static __device__ float sumOfWarp(float value) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
+  }
+
+  //! Sum over the threads of one of several texts; every one of them gets it. One barrier.
+  __device__ float sumOfRow(float value) {
+    value = sumOfWarp(value);
     constexpr int kWarpsOfRow = kRowThreads / 32;
     if constexpr (kWarpsOfRow == 1) return value;
     if (lane_ == 0) reduce()[warp_] = value;
@@ -248,14 +258,122 @@ class DecodeBlock {
 
   //! The last epoch of a text's call before; in shared memory, because registers are short.
   __device__ uint32_t& lastEpoch(int row) const {
-    return sharedAt<uint32_t>(args_.reduce_at + 4 * (2 * kDecodeWarps + 1))[row];
+    return sharedAt<uint32_t>(args_.reduce_at + 4 * kEpochsAt)[row];
   }
 
-  //! What the lowest digit of the activations is worth.
-  __device__ float& digitUnit() const { return reduce()[2 * kDecodeWarps]; }
+  //! What the activations that this warp multiplies are worth: of digits the lowest.
+  __device__ float& unitOfWarp() const { return reduce()[kUnitsAt + warp_]; }
 
-  //! rms_norm(residual) * weight as activations of a product with weights of these bits.
-  //! The residual is that before block `layer`.
+  /*!
+   * The columns of a product that a warp multiplies, staged by the warps that share them: so no
+   * warp waits for others, nor for values that it does not need. In quads of four.
+   */
+  template <int kMatrixBits>
+  struct Slice {
+    int index, log_slices, log_threads, begin, end, thread;
+
+    __device__ Slice(const DecodeMatrix& matrix, DecodeSplit split, int warp, int lane)
+        : index(warp & ((1 << split.log_slices) - 1)),
+          log_slices(split.log_slices),
+          log_threads(kLogDecodeWarps + 5 - log_slices),
+          thread(32 * (warp >> log_slices) + lane) {
+      const Range blocks = ProductShare(matrix, split, warp).blocks;
+      begin = 128 / kMatrixBits * blocks.begin, end = 128 / kMatrixBits * blocks.end;
+    }
+    //! Of its threads, the same for all; in the last, those without a quad read the last one.
+    __device__ int rounds() const { return (end - begin + (1 << log_threads) - 1) >> log_threads; }
+    __device__ bool has(int i) const { return begin + thread + (i << log_threads) < end; }
+    __device__ int quad(int i) const { return min(begin + thread + (i << log_threads), end - 1); }
+    //! A barrier of its warps.
+    __device__ void sync() const {
+      asm volatile("bar.sync %0, %1;" ::"r"(2 + index), "r"(1 << log_threads) : "memory");
+    }
+  };
+
+  //! The largest of the magnitudes in a slice, but not so small that its inverse is infinite.
+  template <typename Slice>
+  __device__ float largestOf(const Slice& slice, uint32_t bits) const {
+    bits = __reduce_max_sync(0xffffffffu, max(bits, __float_as_uint(1e-30f)));
+    if (slice.log_slices < kLogDecodeWarps) {
+      const float* noted = reduce() + kDecodeWarps;
+      if (lane_ == 0) reduce()[kDecodeWarps + warp_] = __uint_as_float(bits);
+      slice.sync();
+#pragma unroll
+      for (int i = 0; i < kDecodeWarps; ++i) {
+        const int warp = (slice.index + (i << slice.log_slices)) & (kDecodeWarps - 1);
+        bits = max(bits, __float_as_uint(noted[warp]));
+      }
+    }
+    return __uint_as_float(bits);
+  }
+
+  //! residual * weight as activations of a product with weights of these bits, by the warps that
+  //! multiply them; the norm is applied to the product's sums, see normOfText. The residual is that
+  //! before block `layer`.
+  template <int kMatrixBits>
+  __device__ void stageResidual(int layer, const float* weight, const DecodeMatrix& matrix,
+                                DecodeSplit split) {
+    forgetPlace();
+    constexpr bool kAreDigits = isInDigits(kMatrixBits, kRows);
+    const Slice<kMatrixBits> slice(matrix, split, warp_, lane_);
+    const int rounds = slice.rounds();
+    const float4* weights = reinterpret_cast<const float4*>(weight);
+    uint4 word[kResidualQuads] = {};
+    float4 value[kResidualQuads] = {}, scale[kResidualQuads] = {};
+#pragma unroll
+    for (int i = 0; i < kResidualQuads; ++i) {
+      if (i < rounds) scale[i] = weights[slice.quad(i)];  // On their way with the residuals.
+    }
+    awaitQuads(word, rounds, lastEpoch(0) + layer + 1,
+               [&](int i) { return args_.residuals + 4 * slice.quad(i); });
+    float squares = 0.0f;
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < kResidualQuads; ++i) {
+      if (i >= rounds) break;
+      if (slice.has(i)) value[i] = valuesOf(word[i]);
+      squares += squareOf(value[i]);
+      value[i] = scaled(value[i], scale[i]);
+      largest = max(largest, largestBits(value[i]));
+    }
+    const float most = largestOf(slice, largest);
+    float inverse, unit;
+    if constexpr (kAreDigits) {
+      inverse = kLargestFixed * reciprocalUnit(most), unit = most * (1.0f / kLargestFixed);
+    } else {
+      // The power of two that brings the largest between 2^14 and 2^15, so that no half overflows.
+      const uint32_t exponent = __float_as_uint(most) & 0x7f800000u;
+      constexpr uint32_t kOne = 127u << 23, kShift = 14u << 23;
+      inverse = __uint_as_float(2 * kOne + kShift - exponent);
+      unit = __uint_as_float(exponent - kShift);
+    }
+#pragma unroll
+    for (int i = 0; i < kResidualQuads; ++i) {
+      if (!slice.has(i)) break;
+      if constexpr (kAreDigits) {
+        storeDigits<kMatrixBits>(args_.m, slice.quad(i), value[i], inverse, slice.log_slices,
+                                 slice.index);
+      } else {
+        storeActivations<kMatrixBits>(0, args_.m, slice.quad(i), scaled(value[i], inverse));
+      }
+    }
+    squares = sumOfWarp(squares);
+    if (lane_ == 0) reduce()[warp_] = squares, unitOfWarp() = unit;
+    slice.sync();
+  }
+
+  //! What the sums of a product with the residual lack.
+  __device__ float normOfText(int row) const {
+    if constexpr (kRows > 1) return normRest(row);
+    static_assert(kDecodeWarps == 8, "two quads of sums");
+    const float4* squares = sharedAt<const float4>(args_.reduce_at);
+    const float4 a = squares[0], b = squares[1];
+    const float sum = ((a.x + b.x) + (a.y + b.y)) + ((a.z + b.z) + (a.w + b.w));
+    return rsqrtf(sum * args_.inverse_m + args_.norm_eps);
+  }
+
+  //! rms_norm(residual) * weight as activations of a product with weights of these bits, of several
+  //! texts. The residual is that before block `layer`.
   template <int kMatrixBits>
   __device__ void normalise(int layer, const float* weight) {
     forgetPlace();
@@ -266,80 +384,40 @@ class DecodeBlock {
     const float* residuals = args_.residuals + int64_t{row} * args_.m;
     const float4* weights = reinterpret_cast<const float4*>(weight);
     float squares = 0.0f;
-    if constexpr (kRows == 1) {
-      // Rounds are the same for all threads; in the last, those without a quad read the last one,
-      // which does not count.
-      const int rounds = (quads + kRowThreads - 1) / kRowThreads;
-      const auto quadOf = [&](int i) { return min(thread + i * kRowThreads, quads - 1); };
-      uint4 word[kQuadsAtOnce] = {};
-      float4 value[kQuadsAtOnce] = {}, scale[kQuadsAtOnce] = {};
-#pragma unroll
-      for (int i = 0; i < kQuadsAtOnce; ++i) {
-        if (i < rounds) scale[i] = weights[quadOf(i)];  // On their way with the residuals.
-      }
-      awaitQuads(word, rounds, epoch, [&](int i) { return residuals + 4 * quadOf(i); });
-      uint32_t largest = 0;
-#pragma unroll
-      for (int i = 0; i < kQuadsAtOnce; ++i) {
-        if (thread + i * kRowThreads < quads) value[i] = valuesOf(word[i]);
-        squares += squareOf(value[i]);
-        value[i] = scaled(value[i], scale[i]);
-        largest = max(largest, largestBits(value[i]));
-      }
-      if constexpr (isInDigits(kMatrixBits, kRows)) noteMagnitude(largest);
-      const float norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
-      float inverse = 0.0f;
-      if constexpr (isInDigits(kMatrixBits, kRows)) {
-        const float most = largestMagnitude();
-        inverse = kLargestFixed * reciprocalUnit(most);
-        if (thread_ == 0) digitUnit() = most * norm * (1.0f / kLargestFixed);
-      }
-#pragma unroll
-      for (int i = 0; i < kQuadsAtOnce; ++i) {
-        const int quad = thread + i * kRowThreads;
-        if (quad >= quads) break;
-        if constexpr (isInDigits(kMatrixBits, kRows)) {
-          storeDigits<kMatrixBits>(args_.m, quad, value[i], inverse);
-        } else {
-          storeActivations<kMatrixBits>(row, args_.m, quad, scaled(value[i], norm));
-        }
-      }
-    } else {
-      // Too many for registers, so the norm comes too late for the activations: they are scaled by
-      // a power of two near it, the one that fitted last, and the product's sums by the rest.
-      float& scale = normScale(row);
-      float norm = 1.0f;
+    // Too many for registers, so the norm comes too late for the activations: they are scaled by
+    // a power of two near it, the one that fitted last, and the product's sums by the rest.
+    float& scale = normScale(row);
+    float norm = 1.0f;
 #pragma unroll 1
-      for (int attempt = 0; exists && attempt < 2; ++attempt) {
-        const float by = scale;
-        squares = 0.0f;
-        for (int first = thread; first < quads; first += kQuadsAtOnce * kRowThreads) {
-          const int count = (quads - first + kRowThreads - 1) / kRowThreads;
-          const auto quadOf = [&](int i) { return first + i * kRowThreads; };
-          uint4 word[kQuadsAtOnce] = {};
-          float4 weight_of[kQuadsAtOnce] = {};
+    for (int attempt = 0; exists && attempt < 2; ++attempt) {
+      const float by = scale;
+      squares = 0.0f;
+      for (int first = thread; first < quads; first += kQuadsAtOnce * kRowThreads) {
+        const int count = (quads - first + kRowThreads - 1) / kRowThreads;
+        const auto quadOf = [&](int i) { return first + i * kRowThreads; };
+        uint4 word[kQuadsAtOnce] = {};
+        float4 weight_of[kQuadsAtOnce] = {};
 #pragma unroll
-          for (int i = 0; i < kQuadsAtOnce; ++i) {
-            if (i < count) weight_of[i] = weights[quadOf(i)];  // On their way with the residuals.
-          }
-          awaitQuads(word, count, epoch, [&](int i) { return residuals + 4 * quadOf(i); });
-#pragma unroll
-          for (int i = 0; i < kQuadsAtOnce; ++i) {
-            if (i >= count) break;
-            const float4 value = valuesOf(word[i]);
-            squares += squareOf(value);
-            storeActivations<kMatrixBits>(row, args_.m, quadOf(i),
-                                          scaled(scaled(value, by), weight_of[i]));
-          }
+        for (int i = 0; i < kQuadsAtOnce; ++i) {
+          if (i < count) weight_of[i] = weights[quadOf(i)];  // On their way with the residuals.
         }
-        norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
-        const float rest = norm / by;
-        if (thread == 0) normRest(row) = rest;
-        if (rest > 1.0f / kNormSlack && rest < kNormSlack) break;
-        __syncwarp();
-        if (thread == 0) scale = __uint_as_float(__float_as_uint(norm) & 0x7f800000u);
-        __syncwarp();
+        awaitQuads(word, count, epoch, [&](int i) { return residuals + 4 * quadOf(i); });
+#pragma unroll
+        for (int i = 0; i < kQuadsAtOnce; ++i) {
+          if (i >= count) break;
+          const float4 value = valuesOf(word[i]);
+          squares += squareOf(value);
+          storeActivations<kMatrixBits>(row, args_.m, quadOf(i),
+                                        scaled(scaled(value, by), weight_of[i]));
+        }
       }
+      norm = rsqrtf(sumOfRow(squares) * args_.inverse_m + args_.norm_eps);
+      const float rest = norm / by;
+      if (thread == 0) normRest(row) = rest;
+      if (rest > 1.0f / kNormSlack && rest < kNormSlack) break;
+      __syncwarp();
+      if (thread == 0) scale = __uint_as_float(__float_as_uint(norm) & 0x7f800000u);
+      __syncwarp();
     }
     syncComputing();
   }
@@ -348,12 +426,14 @@ class DecodeBlock {
 
   //! Offset in shared memory of the activations that this lane multiplies with its first block.
   template <int kMatrixBits>
-  __device__ int laneActivations(int columns, int first_block) const {
+  __device__ int laneActivations(int columns, int first_block, DecodeSplit split = {}) const {
     const int column = 512 / kMatrixBits * first_block;
     const int group = lane_ >> 2, place = lane_ & 3;
     // Columns of the product beyond the digits or texts are never looked at.
     if constexpr (isInDigits(kMatrixBits, kRows)) {
-      return args_.activations_at + min(group, kDigits - 1) * digitStride(columns) + column +
+      const int slice = warp_ & ((1 << split.log_slices) - 1);
+      return args_.activations_at +
+             digitOffset(columns, split.log_slices, slice, min(group, kDigits - 1)) + column +
              16 * place;
     } else {
       const int text = kRows == 1 ? 0 : min(group, args_.b - 1);
@@ -369,45 +449,76 @@ class DecodeBlock {
     return tile * tile_stride + (slice * kRows + row) * kTileRows;
   }
 
-  //! One batch of units of a product: this warp's sums to shared memory.
-  template <int kMatrixBits, bool kMayBeOdd>
-  __device__ void multiplyBatch(const DecodeMatrix& matrix, DecodeSplit split, int columns,
-                                int first_unit, int tiles) {
+  //! A batch of units of a product as far as this warp has a part in it: what can be worked out
+  //! before its activations are there.
+  struct Batch {
+    int units, tile_step;  //!< Units of two tiles; from a unit to the next in partials().
+    int blocks, from, to;  //!< Column blocks; see laneActivations; in partials().
+    int odd;               //!< Where in partials() the last tile goes if it is this warp's, or -1.
+  };
+
+  template <int kMatrixBits>
+  __device__ Batch batchOf(const DecodeMatrix& matrix, DecodeSplit split, int columns,
+                           int first_unit, int tiles) {
     forgetPlace();
     const ProductShare share(matrix, split, warp_);
     const int slice = warp_ & ((1 << split.log_slices) - 1);
-    const int blocks = share.blocks.size();
-    const int from = laneActivations<kMatrixBits>(columns, share.blocks.begin);
-    const float unit_of_digits =
-        isInDigits(kMatrixBits, kRows) ? digitUnit() * kCodeUnit<kMatrixBits> : 1.0f;
-    const int text = 2 * (lane_ & 3), tile_stride = partialAt(1, 0, 0, split);
-    float* to = partials() + partialAt(0, slice, text, split) + (lane_ >> 2);
-    const auto store = [&](int unit, TileSums sums) {
+    const int stride = partialAt(1, 0, 0, split);
+    const int twins = min(kBatchUnits, tiles / 2 - first_unit);
+    const int log_step = kLogDecodeWarps - split.log_slices;
+    const int here = partialAt(0, slice, 2 * (lane_ & 3), split) + (lane_ >> 2);
+    const bool has_odd =
+        tiles % 2 != 0 && twins < kBatchUnits && (twins & (share.unit_step - 1)) == share.unit;
+    Batch batch = {max(0, (twins - share.unit + share.unit_step - 1) >> log_step),
+                   2 * share.unit_step * stride,
+                   share.blocks.size(),
+                   laneActivations<kMatrixBits>(columns, share.blocks.begin, split),
+                   here + 2 * share.unit * stride,
+                   has_odd ? here + 2 * twins * stride : -1};
+    // Now, and not where it is used.
+    asm volatile(""
+                 : "+r"(batch.units), "+r"(batch.tile_step), "+r"(batch.blocks), "+r"(batch.from),
+                   "+r"(batch.to), "+r"(batch.odd));
+    return batch;
+  }
+
+  //! This warp's sums of a batch to shared memory.
+  template <int kMatrixBits, bool kMayBeOdd>
+  __device__ void multiplyBatch(const Batch& batch, DecodeSplit split) {
+    forgetPlace();
+    float unit_of_sums = 1.0f;
+    if constexpr (isInDigits(kMatrixBits, kRows)) {
+      unit_of_sums = unitOfWarp() * kCodeUnit<kMatrixBits>;
+    } else if constexpr (kRows == 1) {
+      unit_of_sums = unitOfWarp();
+    }
+    const int tile_stride = partialAt(1, 0, 0, split);
+    const auto store = [&](int place, TileSums sums) {
       if constexpr (isInDigits(kMatrixBits, kRows)) {
-        sums.first[0] = joinDigits(sums.first, unit_of_digits);
-        sums.twin[0] = joinDigits(sums.twin, unit_of_digits);
+        sums.first[0] = joinDigits(sums.first, unit_of_sums);
+        sums.twin[0] = joinDigits(sums.twin, unit_of_sums);
+      } else if constexpr (kRows == 1) {
+        sums.first[0] *= unit_of_sums, sums.twin[0] *= unit_of_sums;
       }
 #pragma unroll
       for (int i = 0; i < (kRows > 1 ? 2 : 1); ++i) {
-        if (kRows > 1 || text == 0) {
-          float* at = to + 2 * unit * tile_stride + i * kTileRows;
+        if (kRows > 1 || (lane_ & 3) == 0) {
+          float* at = partials() + place + i * kTileRows;
           at[0] = sums.first[i], at[tile_stride] = sums.twin[i];
         }
       }
     };
-    const int twins = min(kBatchUnits, tiles / 2 - first_unit);
-    const int log_step = kLogDecodeWarps - split.log_slices;
-    const int mine = max(0, (twins - share.unit + share.unit_step - 1) >> log_step);
-    multiplyUnits<kMatrixBits, kRows, true>(
-        queue_, mine, blocks, from, lane_, args_.signs,
-        [&](int i, const TileSums& sums) { store(share.unit + i * share.unit_step, sums); });
+    int to = batch.to;
+    multiplyUnits<kMatrixBits, kRows, true>(queue_, batch.units, batch.blocks, batch.from, lane_,
+                                            args_.signs, [&](int, const TileSums& sums) {
+                                              store(to, sums);
+                                              to += batch.tile_step;
+                                            });
     if constexpr (kMayBeOdd) {
-      // The last tile, if it has no twin.
-      const bool is_mine = (twins & (share.unit_step - 1)) == share.unit;
-      if (tiles % 2 != 0 && twins < kBatchUnits && is_mine) {
+      if (batch.odd >= 0) {
         multiplyUnits<kMatrixBits, kRows, false>(
-            queue_, 1, blocks, from, lane_, args_.signs,
-            [&](int, const TileSums& sums) { store(twins, sums); });
+            queue_, 1, batch.blocks, batch.from, lane_, args_.signs,
+            [&](int, const TileSums& sums) { store(batch.odd, sums); });
       }
     }
   }
@@ -486,7 +597,12 @@ class DecodeBlock {
     int first = 0;
 #pragma unroll 1
     while (first < share().pairs) {
-      if (first == 0) normalise<kBits>(layer, args_.norm.of(layer));
+      if constexpr (kRows > 1) {
+        if (first == 0) normalise<kBits>(layer, args_.norm.of(layer));
+      }
+      const int gates = firstGates<kBits>(args_, share().pairs);
+      const Batch batch = batchOf<kBits>(args_.in_proj, args_.in_split, args_.m, first,
+                                         2 * (first < gates ? gates : share().pairs));
       float weights[kMaxConvPast + 1] = {}, before[kMaxConvPast] = {}, bias = 0.0f;
       if (const ChannelItem item(*this, layer, first); item.is_mine && !item.is_gate) {
         bias = args_.conv_bias.of(layer)[item.channel];
@@ -497,15 +613,20 @@ class DecodeBlock {
           if (i < kMaxConvPast) before[i] = i < past ? item.state[i * args_.d] : 0.0f;
         }
       }
-      const int gates = firstGates<kBits>(args_, share().pairs);
-      multiplyBatch<kBits, false>(args_.in_proj, args_.in_split, args_.m, first,
-                                  2 * (first < gates ? gates : share().pairs));
+      ColumnScales scales;
+      if (kRows == 1 && !mixesInDigits()) scales.begin(*this, layer);
+      if constexpr (kRows == 1) {
+        if (first == 0) {
+          stageResidual<kBits>(layer, args_.norm.of(layer), args_.in_proj, args_.in_split);
+        }
+      }
+      multiplyBatch<kBits, false>(batch, args_.in_split);
       syncComputing();
       uint32_t magnitude = 0;
       // Made anew, so that it takes no registers during the products.
       if (const ChannelItem item(*this, layer, first); item.is_mine) {
-        float value = sumOfSlices(item.tile, item.row, item.index, args_.in_split);
-        if constexpr (kRows > 1) value *= normRest(item.row);
+        const float value =
+            sumOfSlices(item.tile, item.row, item.index, args_.in_split) * normOfText(item.row);
         const int to = (item.pair * kRows + item.row) * kTileRows + item.index;
         if (item.is_gate) {
           gate()[to] = fromFloat<Channel>(siluFast(value));
@@ -528,17 +649,18 @@ class DecodeBlock {
           magnitude = magnitudeBits(input);
         }
       }
-      if (mixesInDigits()) noteMagnitude(magnitude, first > 0);
-      syncComputing();
-      first += kBatchUnits;
       // Made anew too.
       const int channels_end = firstGates<kBits>(args_, share().pairs);
-      if (first - kBatchUnits < channels_end && first >= channels_end) {
-        first = channels_end;
-        if (mixesInDigits()) {
-          if constexpr (isInDigits(kBits, kRows)) addColumnDigits();
-        } else {
-          addColumns(layer);
+      const bool ends_channels = first < channels_end && first + kBatchUnits >= channels_end;
+      if (mixesInDigits()) noteMagnitude(magnitude, first > 0);
+      first = ends_channels ? channels_end : first + kBatchUnits;
+      if (ends_channels && !mixesInDigits()) {
+        if (kRows > 1) scales.begin(*this, layer);
+        addColumns(layer, scales);
+      } else {
+        syncComputing();
+        if constexpr (isInDigits(kBits, kRows)) {
+          if (ends_channels) addColumnDigits();
         }
       }
     }
@@ -576,82 +698,141 @@ class DecodeBlock {
         });
   }
 
-  //! This block's columns of x_proj times its u, added to the sums of all blocks.
-  __device__ void addColumns(int layer) {
-    forgetPlace();
-    const ColumnShare mine(args_, share(), warp_);
-    const int pair_begin = share().pair, pairs = share().pairs;
-    const DecodeMatrix& matrix = args_.x_proj;
-    const __half* scales =
-        reinterpret_cast<const __half*>(matrix.scales + layer * matrix.scales_layer_bytes);
-    for (int group = mine.row_group; group < mine.row_groups; group += kDecodeWarps) {
-      const int row_of_matrix = 32 * group + lane_;
-      const bool exists = row_of_matrix < matrix.rows;
-      float sums[kRows] = {}, scale[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-      const auto loadScales = [&](int window) {
-        if constexpr (kBits != 16) {
+  static constexpr int kPairBytes = kTileRows * sizeof(Channel);  //!< Of a text in u().
+
+  //! The channels of a pair of one text, at an offset into shared memory.
+  static __device__ void loadChannels(float (&values)[kTileRows], int at) {
+    if constexpr (kRows == 1) {
+      const float4 low = floatsOf(loadShared(at)), high = floatsOf(loadShared(at + 16));
+      values[0] = low.x, values[1] = low.y, values[2] = low.z, values[3] = low.w;
+      values[4] = high.x, values[5] = high.y, values[6] = high.z, values[7] = high.w;
+    } else {
+      const uint4 words = loadShared(at);
+      const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int at = mine.begin + 64 * window + 16 * i;
-            const int scale_group = at * 8 / kBits >> matrix.group_shift;
-            scale[i] = exists && at < mine.end
-                           ? __half2float(scales[scale_group * matrix.rows + row_of_matrix])
-                           : 0.0f;
+      for (int i = 0; i < 4; ++i) {
+        const float2 pair = unpackPair<__half>(pairs[i]);
+        values[2 * i] = pair.x, values[2 * i + 1] = pair.y;
+      }
+    }
+  }
+
+  /*!
+   * Scales of x_proj as addColumns takes them, entry after entry. Asked for that far ahead, because
+   * L2 answers late while weights stream.
+   */
+  struct ColumnScales {
+    __half ahead[kBits == 16 ? 1 : 3] = {};
+    int tile = 0, step = 0;
+
+    __device__ void begin(const DecodeBlock& block, int layer) {
+      if constexpr (kBits != 16) {
+        tile = ColumnShare<kBits>(block.args_, block.share(), block.warp_).tile, step = 0;
+#pragma unroll
+        for (__half& scale : ahead) scale = next(block, layer);
+      }
+    }
+
+    //! That of the next step; asks for one more.
+    __device__ float take(const DecodeBlock& block, int layer) {
+      if constexpr (kBits == 16) {
+        return 1.0f;
+      } else {
+        const float scale = __half2float(ahead[0]);
+        ahead[0] = ahead[1], ahead[1] = ahead[2], ahead[2] = next(block, layer);
+        return scale;
+      }
+    }
+
+   private:
+    __device__ __half next(const DecodeBlock& block, int layer) {
+      const DecodeMatrix& matrix = block.args_.x_proj;
+      const BlockShare share = block.share();
+      const ColumnShare<kBits> mine(block.args_, share, block.warp_);
+      const int pair = 4 * step + (block.lane_ & 3) - mine.lead;
+      __half scale = {};
+      if (tile < mine.tiles && pair >= 0 && pair < share.pairs) {
+        const int group = kTileRows * (share.pair + pair) >> matrix.group_shift;
+        const int row = kTileRows * tile + (block.lane_ >> 2);
+        scale = reinterpret_cast<const __half*>(
+            matrix.scales + layer * matrix.scales_layer_bytes)[group * matrix.rows + row];
+      }
+      if (++step == mine.steps) step = 0, tile += kDecodeWarps;
+      return scale;
+    }
+  };
+
+  //! This block's columns of x_proj times its u, added to the sums of all blocks. Begins with a
+  //! barrier, for u.
+  __device__ void addColumns(int layer, ColumnScales& scales) {
+    const ColumnShare<kBits> mine(args_, share(), warp_);
+    const int pairs = share().pairs;
+    const int quarter = lane_ & 3, row_of_tile = lane_ >> 2;
+    syncComputing();
+    Slot slot = {};
+    int entry = 0;
+#pragma unroll 1
+    for (int tile = mine.tile; tile < mine.tiles; tile += kDecodeWarps) {
+      float sums[kRows] = {};
+#pragma unroll 1
+      for (int step = 0; step < mine.steps; ++step) {
+        constexpr int kStepsOfWindow = ColumnShare<kBits>::kStepsOfWindow;
+        const int part = step % kStepsOfWindow;
+        if (entry == 0 && part == 0) slot = queue_.take();
+        const int at = slot.at + entryAt<kBits>(entry) + 64 * row_of_tile - 16 * lane_ +
+                       kBits * (4 * part + quarter);
+        uint4 words = {};
+        if constexpr (kBits == 16) {
+          words = loadShared(at);
+        } else if constexpr (kBits == 8) {
+          const uint2 half = loadSharedHalf(at);
+          words.x = half.x, words.y = half.y;
+        } else {
+          words.x = *sharedAt<const uint32_t>(at);
+        }
+        const bool is_last_step = step + 1 == mine.steps;
+        if (part + 1 == kStepsOfWindow || is_last_step) {
+          const bool is_last = is_last_step && tile + kDecodeWarps >= mine.tiles;
+          if (++entry == kSlotEntries || is_last) {
+            queue_.lookAhead();
+            queue_.giveBack(slot, lane_);
+            entry = 0;
           }
         }
-      };
-      loadScales(mine.part);
-      Slot slot = {};
-      bool is_second = false;
-      for (int window = mine.part; window < mine.windows; window += mine.parts) {
-        if (!is_second) slot = queue_.take();
-        const int from = slot.at + 48 * lane_ + (is_second ? halfSlotBytes(kBits) : 0);
-        uint4 words[4];
+        const int pair = 4 * step + quarter - mine.lead;
+        const bool is_own = pair >= 0 && pair < pairs;
+        const float scale = scales.take(*this, layer);
+        float w[kTileRows];
+        unpackColumns(words, 0, w);
+        // Weights of other blocks' pairs, or none at all, do not count.
+        const int inputs = args_.channels_at + (is_own ? pair : 0) * kRows * kPairBytes;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) words[i] = loadShared(from + 16 * (i ^ ((lane_ >> 1) & 3)));
-        if (is_second || window + mine.parts >= mine.windows) {
-          queue_.lookAhead();
-          queue_.giveBack(slot, lane_);
-        }
-        is_second = !is_second;
-        float scale_now[4] = {scale[0], scale[1], scale[2], scale[3]};
-        loadScales(window + mine.parts);
-        // Codes are not unrolled: the instruction cache (docs/lab_note_decode.md).
-#pragma unroll(kBits == 16 ? 4 : 1)
-        for (int i = 0; i < 4; ++i) {
-          constexpr int kPairs = 16 / kBits;  // Of 16 bytes.
-          const int first = (mine.begin + 64 * window + 16 * i) / kBits - pair_begin;
-          float dots[kRows] = {};
+        for (int row = 0; row < kRows; ++row) {
+          float input[kTileRows];
+          loadChannels(input, inputs + row * kPairBytes);
+          float even = 0.0f, odd = 0.0f;
 #pragma unroll
-          for (int j = 0; j < kPairs; ++j) {
-            const int pair = first + j;
-            if (pair < 0 || pair >= pairs) continue;
-            float w[kTileRows];
-            unpackColumns(words[0], j, w);
-#pragma unroll
-            for (int row = 0; row < kRows; ++row) {
-              const Channel* input = u() + (pair * kRows + row) * kTileRows;
-#pragma unroll
-              for (int k = 0; k < kTileRows; ++k) {
-                dots[row] = fmaf(w[k], toFloat(input[k]), dots[row]);
-              }
-            }
+          for (int k = 0; k < kTileRows; k += 2) {
+            even = fmaf(w[k], input[k], even), odd = fmaf(w[k + 1], input[k + 1], odd);
           }
-#pragma unroll
-          for (int row = 0; row < kRows; ++row) {
-            sums[row] = fmaf(scale_now[0], dots[row], sums[row]);
-          }
-          moveUp(scale_now);
-          moveUp(words);
+          if (is_own) sums[row] = fmaf(scale, even + odd, sums[row]);
         }
       }
+      // Lane q of four adds those of texts q, q + 4.
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
-        if (exists && row < args_.b) {
-          addToSum(args_.sums + kSumStride * (row * mix() + row_of_matrix), sums[row]);
+        sums[row] += __shfl_xor_sync(0xffffffffu, sums[row], 1);
+        sums[row] += __shfl_xor_sync(0xffffffffu, sums[row], 2);
+        if (kRows > 4 && quarter == row % 4) sums[row & ~3] = sums[row];
+      }
+#pragma unroll
+      for (int first = 0; first < kRows; first += 4) {
+        const int row = first + quarter;
+        if (row < args_.b) {
+          addToSum(args_.sums + kSumStride * (row * mix() + kTileRows * tile + row_of_tile),
+                   sums[first]);
         }
       }
-      if (mine.row_groups <= kDecodeWarps) break;
     }
   }
 
@@ -732,26 +913,28 @@ class DecodeBlock {
     const int chunks = args_.r / kStepChunk<kBits>;
     const int channel_lane = lane_ >> 2, quarter = lane_ & 3;
     const int state = lane_ >> 1, half = lane_ & 1;
-    const float* bias = args_.dt_bias.of(layer);
-    const float* skip = args_.D.of(layer);
     const DecodeMatrix& matrix = args_.dt_proj;
     const __half* scales =
         reinterpret_cast<const __half*>(matrix.scales + layer * matrix.scales_layer_bytes);
     const int out_index = outputIndex();
-    float my_bias = 0.0f, my_skip = 0.0f, chunk_scale[4] = {};
+    float my_bias = 0.0f, my_skip = 0.0f;
+    // Of a single text not converted before they are used, so that nothing waits for them sooner.
+    using Scale = std::conditional_t<kRows == 1, __half, float>;
+    Scale chunk_scale[4] = {};
     const auto load = [&](int pair) {
       if (pair >= share().pairs) return;
       const int channel = kTileRows * (share().pair + pair);
-      my_bias = bias[channel + channel_lane];
-      my_skip = skip[channel + out_index];
+      my_bias = args_.dt_bias.of(layer)[channel + channel_lane];
+      my_skip = args_.D.of(layer)[channel + out_index];
       if constexpr (kBits != 16) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int chunk = quarter + 4 * i;
           const int group = (chunk * kStepChunk<kBits>) >> matrix.group_shift;
-          chunk_scale[i] = chunk < chunks
-                               ? __half2float(scales[group * matrix.rows + channel + channel_lane])
-                               : 0.0f;
+          chunk_scale[i] =
+              chunk < chunks
+                  ? static_cast<Scale>(scales[group * matrix.rows + channel + channel_lane])
+                  : Scale{};
         }
       }
     };
@@ -783,7 +966,7 @@ class DecodeBlock {
           if (chunk < chunks) {
             float w[kStepChunk<kBits>];
             unpackSteps(words[0], w);
-            addSteps(step, w, kBits == 16 ? 1.0f : chunk_scale[0], chunk);
+            addSteps(step, w, kBits == 16 ? 1.0f : static_cast<float>(chunk_scale[0]), chunk);
           }
           moveUp(chunk_scale);
           moveUp(words);
@@ -863,7 +1046,8 @@ class DecodeBlock {
     const DecodeMatrix& matrix = args_.dt_proj;
     const __half* scales =
         reinterpret_cast<const __half*>(matrix.scales + layer * matrix.scales_layer_bytes);
-    float bias[kTogether] = {}, skip[kTogether] = {}, chunk_scale[kTogether][4] = {};
+    float bias[kTogether] = {}, skip[kTogether] = {};
+    __half chunk_scale[kTogether][4] = {};
     const auto load = [&](int first) {
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
@@ -877,8 +1061,7 @@ class DecodeBlock {
           const int chunk = quarter + 4 * i;
           const int scale_group = (chunk * kStepChunk<kBits>) >> matrix.group_shift;
           chunk_scale[j][i] =
-              chunk < chunks ? __half2float(scales[scale_group * matrix.rows + channel + group])
-                             : 0.0f;
+              chunk < chunks ? scales[scale_group * matrix.rows + channel + group] : __half{};
         }
       }
     };
@@ -902,7 +1085,7 @@ class DecodeBlock {
 #pragma unroll
           for (int j = 0; j < kTogether; ++j) {
             addStepDigits(digits[j], slot[j], 2 * i + part, chunks, matrix.group_shift == 4,
-                          chunk_scale[j][i]);
+                          __half2float(chunk_scale[j][i]));
           }
         }
       }
@@ -979,7 +1162,7 @@ class DecodeBlock {
       words.x = *sharedAt<const uint32_t>(at), words.y = words.x;
     }
     const uint2 x =
-        loadSharedHalf(args_.activations_at + min(group, kDigits - 1) * digitStride(args_.d) +
+        loadSharedHalf(args_.activations_at + digitOffset(args_.d, 0, 0, min(group, kDigits - 1)) +
                        32 * i + 8 * quarter);
     const SignedBytes<kBits> a(words.x, words.y, args_.signs);
     for (int part = 0; part < (is_split ? 2 : 1); ++part) {
@@ -1051,58 +1234,65 @@ class DecodeBlock {
     publish(to + out_index, out, lastEpoch(row) + layer + 1);
   }
 
-  //! The same as digits.
-  __device__ void receiveOutputDigits(int layer) {
+  //! The gated outputs of all blocks as activations of out_proj, by the warps that multiply them.
+  __device__ void stageOutputs(int layer) {
     forgetPlace();
-    constexpr int kQuads = 8, kAtOnce = kOutputQuadsAtOnce;  // Of a thread, at most.
-    const int quads = args_.d / 4;
+    const Slice<kBits> slice(args_.out_proj, args_.out_split, warp_, lane_);
+    // Others may still read the digits of dt; those of the same slice are awaited anyway.
+    if (mixesInDigits() && slice.log_slices > 0) syncComputing();
     const uint32_t epoch = lastEpoch(0) + layer + 1;
-    // Rounds are the same for all threads; in the last, those without a quad read the last one.
-    const int rounds = (quads + kDecodeThreads - 1) / kDecodeThreads;
-    const auto quadOf = [&](int i) { return min(thread_ + i * kDecodeThreads, quads - 1); };
-    float4 values[kQuads] = {};
+    const int rounds = slice.rounds();
+    constexpr int kKept = isInDigits(kBits, kRows) ? kOutputQuads : 1;
+    float4 values[kKept] = {};
     uint32_t largest = 0;
 #pragma unroll
-    for (int first = 0; first < kQuads; first += kAtOnce) {
+    for (int first = 0; first < kOutputQuads; first += kQuadsAtOnce) {
       if (first >= rounds) break;
-      uint4 word[kAtOnce] = {};
+      uint4 word[kQuadsAtOnce] = {};
       awaitQuads(word, rounds - first, epoch,
-                 [&](int i) { return args_.outputs + 4 * quadOf(first + i); });
+                 [&](int i) { return args_.outputs + 4 * slice.quad(first + i); });
 #pragma unroll
-      for (int i = 0; i < kAtOnce && first + i < kQuads; ++i) {
+      for (int i = 0; i < kQuadsAtOnce && first + i < kOutputQuads; ++i) {
         if (first + i >= rounds) break;
-        values[first + i] = valuesOf(word[i]);
-        largest = max(largest, largestBits(values[first + i]));
+        const float4 value = valuesOf(word[i]);
+        if constexpr (isInDigits(kBits, kRows)) {
+          values[first + i] = value;
+          largest = max(largest, largestBits(value));
+        } else if (slice.has(first + i)) {
+          storeActivations<kBits>(0, args_.d, slice.quad(first + i), value);
+        }
       }
     }
-    noteMagnitude(largest);
-    syncComputing();
-    const float most = largestMagnitude(), inverse = kLargestFixed * reciprocalUnit(most);
-    if (thread_ == 0) digitUnit() = most * (1.0f / kLargestFixed);
+    float unit = 1.0f;
+    if constexpr (isInDigits(kBits, kRows)) {
+      const float most = largestOf(slice, largest), inverse = kLargestFixed * reciprocalUnit(most);
+      unit = most * (1.0f / kLargestFixed);
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      if (i >= rounds) break;
-      storeDigits<kBits>(args_.d, quadOf(i), values[i], inverse);
+      for (int i = 0; i < kOutputQuads; ++i) {
+        if (!slice.has(i)) break;
+        storeDigits<kBits>(args_.d, slice.quad(i), values[i], inverse, slice.log_slices,
+                           slice.index);
+      }
     }
-    syncComputing();
+    if (lane_ == 0) unitOfWarp() = unit;
+    slice.sync();
   }
 
-  //! The gated outputs of all blocks as activations of out_proj. Ends in a barrier.
+  //! The same of several texts, by all warps. Ends in a barrier.
   __device__ void receiveOutputs(int layer) {
     forgetPlace();
-    constexpr int kAtOnce = kOutputQuadsAtOnce;
     const int row = thread_ / kRowThreads, thread = thread_ % kRowThreads;
     const int quads = args_.d / 4;
     const float* from = args_.outputs + int64_t{row} * args_.d;
     if (row < args_.b) {
       const uint32_t epoch = lastEpoch(row) + layer + 1;
-      for (int first = thread; first < quads; first += kAtOnce * kRowThreads) {
+      for (int first = thread; first < quads; first += kQuadsAtOnce * kRowThreads) {
         const int count = (quads - first + kRowThreads - 1) / kRowThreads;
         const auto quadOf = [&](int i) { return first + i * kRowThreads; };
-        uint4 word[kAtOnce] = {};
+        uint4 word[kQuadsAtOnce] = {};
         awaitQuads(word, count, epoch, [&](int i) { return from + 4 * quadOf(i); });
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
+        for (int i = 0; i < kQuadsAtOnce; ++i) {
           if (i >= count) break;
           storeActivations<kBits>(row, args_.d, quadOf(i), valuesOf(word[i]));
         }
@@ -1113,16 +1303,18 @@ class DecodeBlock {
 
   __device__ void outputs(int layer) {
     if (share().outs == 0) return;
-    forgetPlace();
-    if constexpr (isInDigits(kBits, kRows)) {
-      receiveOutputDigits(layer);
-    } else {
-      receiveOutputs(layer);
-    }
     const bool is_last = layer + 1 == args_.layers;
-    const int units = (share().outs + 1) / 2;
-    for (int first = 0; first < units; first += kBatchUnits) {
-      multiplyBatch<kBits, true>(args_.out_proj, args_.out_split, args_.d, first, share().outs);
+    for (int first = 0; 2 * first < share().outs; first += kBatchUnits) {
+      const Batch batch =
+          batchOf<kBits>(args_.out_proj, args_.out_split, args_.d, first, share().outs);
+      if (first == 0) {
+        if constexpr (kRows == 1) {
+          stageOutputs(layer);
+        } else {
+          receiveOutputs(layer);
+        }
+      }
+      multiplyBatch<kBits, true>(batch, args_.out_split);
       syncComputing();
       const Item item(thread_);
       const int tile = 2 * first + item.tile;
@@ -1154,16 +1346,22 @@ class DecodeBlock {
   template <int kHeadBits>
   __device__ void headBatches() {
     forgetPlace();
-    normalise<kHeadBits>(args_.layers, args_.final_norm);
+    if constexpr (kRows == 1) {
+      stageResidual<kHeadBits>(args_.layers, args_.final_norm, args_.head, args_.head_split);
+    } else {
+      normalise<kHeadBits>(args_.layers, args_.final_norm);
+    }
     const int units = (share().heads + 1) / 2;
     for (int first = 0; first < units; first += kBatchUnits) {
-      multiplyBatch<kHeadBits, true>(args_.head, args_.head_split, args_.m, first, share().heads);
+      multiplyBatch<kHeadBits, true>(
+          batchOf<kHeadBits>(args_.head, args_.head_split, args_.m, first, share().heads),
+          args_.head_split);
       syncComputing();
       const Item item(thread_);
       const int tile = 2 * first + item.tile;
       if (item.tile < 2 * kBatchUnits && tile < share().heads && item.row < args_.b) {
-        float logit = sumOfSlices(item.tile, item.row, item.index, args_.head_split);
-        if constexpr (kRows > 1) logit *= normRest(item.row);
+        const float logit =
+            sumOfSlices(item.tile, item.row, item.index, args_.head_split) * normOfText(item.row);
         const int32_t id = kTileRows * (share().head + tile) + item.index;
         if (id < args_.vocab) {
           if (args_.logits != nullptr) args_.logits[int64_t{item.row} * args_.vocab + id] = logit;

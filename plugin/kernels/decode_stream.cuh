@@ -17,7 +17,7 @@
  *     in     units of its row group: each a u tile and its z tile, or, where gates are apart, two u
  *            tiles, an odd one with its z tile; 4 column blocks of both tiles a slot
  *     column x_proj: where it takes digits, its tiles two by two like in, of the column
- *            blocks that hold this block's channels; else 64 bytes of 32 rows half a slot
+ *            blocks that hold this block's channels; else 64 bytes of a tile's rows an entry
  *     gates  where they are apart: the other z tiles two by two like in
  *     scan   for its pairs: dt_proj, A, the state
  *     out    tiles of its row group two by two like in; an odd one alone, 8 column blocks a slot
@@ -83,9 +83,9 @@ struct ProductShare {
   __device__ ProductShare(const DecodeMatrix& matrix, DecodeSplit split, int warp) {
     const int slice = warp & ((1 << split.log_slices) - 1);
     const int count = matrix.row_bytes / 64;
-    const int together = blocksTogether(count), parts = count / together;
-    blocks = {together * ((slice * parts) >> split.log_slices),
-              together * (((slice + 1) * parts) >> split.log_slices)};
+    const int log = logBlocksTogether(count), parts = count >> log;
+    blocks = {((slice * parts) >> split.log_slices) << log,
+              (((slice + 1) * parts) >> split.log_slices) << log};
     unit = warp >> split.log_slices;
     unit_step = kDecodeWarps >> split.log_slices;
   }
@@ -100,26 +100,21 @@ struct ProductShare {
 };
 
 /*!
- * How the warps share x_proj where it takes no digits: 32 rows a row group, a warp one of them at a
- * time; where there are fewer row groups than warps, the columns are dealt to several parts. A slot
- * holds a window of 64 bytes of each row; the first begins at the multiple of 16 before the block's
- * first column.
+ * How the warps share x_proj where it takes no digits: tiles of 8 rows are dealt to them. An entry
+ * of a slot is a window of 64 bytes of each row; the first begins at the multiple of 16 before the
+ * block's first column, `lead` pairs before. In a step four lanes take a row's weights of four
+ * pairs' channels, one each: kBits bytes.
  */
+template <int kBits>
 struct ColumnShare {
-  int row_groups, parts, part, row_group;
-  int begin, end;  //!< Bytes of a row; `end` is where the block's columns end.
-  int windows;
+  static constexpr int kStepsOfWindow = 16 / kBits;
+  int tile, tiles, lead, steps;
 
   __device__ ColumnShare(const DecodeArgs& args, const BlockShare& share, int warp)
-      : begin(share.pair * args.x_proj.bits & ~15),
-        end((share.pair + share.pairs) * args.x_proj.bits),
-        windows(share.pairs > 0 ? (end - begin + 63) / 64 : 0) {
-    row_groups = (args.x_proj.rows + 31) / 32;
-    parts = max(1, kDecodeWarps / row_groups);
-    part = row_groups >= kDecodeWarps ? 0 : warp / row_groups;
-    row_group = row_groups >= kDecodeWarps ? warp : warp % row_groups;
-    if (part >= parts) row_group = row_groups;  // Nothing to do.
-  }
+      : tile(kDecodeWarps - 1 - warp),  // The first warps are busy with the convolution.
+        tiles(args.x_proj.rows / kTileRows),
+        lead(share.pair & (kStepsOfWindow - 1)),
+        steps((lead + share.pairs + 3) / 4) {}
 };
 
 /*!
@@ -167,6 +162,8 @@ struct Ring {
     }
   }
 };
+
+constexpr int kSlotEntries = 8;  //!< Of 16 bytes a lane.
 
 //! Where in a slot the 16 bytes `i` of a lane's eight begin.
 template <int kBits>
@@ -298,12 +295,12 @@ class WeightFetcher {
 
   __device__ void run() {
     prefetchTables(args_, share_.pair, share_.pairs, 0, warp_, lane_);
-    // Where weights are codes, one place in the code for all products: what a block of the model
-    // runs through has to stay in the instruction cache (docs/lab_note_decode.md).
+    // One place in the code for all products: what a block of the model runs through has to stay in
+    // the instruction cache (docs/lab_note_decode.md).
 #pragma unroll 1
     for (int layer = 0; layer <= args_.layers; ++layer) {
       const bool is_head = layer == args_.layers;
-#pragma unroll(kIsCoded ? 1 : 5)
+#pragma unroll 1
       for (int i = kIn; i <= kHead; ++i) {
         if ((i == kHead) != is_head) continue;
         if (i == kColumns && !(isInDigits(kBits, kRows) && args_.mixes_in_digits != 0)) {
@@ -416,33 +413,29 @@ class WeightFetcher {
     }
   }
 
-  //! 8 rows a copy, 4 lanes each; chunk c of row i lies at c ^ (i / 2 mod 4), so that the lanes of
-  //! the computing warp, a row each, meet in no bank.
+  //! See ColumnShare.
   __device__ void fetchColumns(int layer) {
-    const ColumnShare mine(args_, share_, warp_);
+    if (share_.pairs == 0) return;
+    const ColumnShare<kBits> mine(args_, share_, warp_);
     const DecodeMatrix& matrix = args_.x_proj;
-    const int row_of_lane = lane_ >> 2, chunk = lane_ & 3;
-    const int place = 64 * row_of_lane + 16 * (chunk ^ ((row_of_lane >> 1) & 3));
-    for (int group = mine.row_group; group < mine.row_groups; group += kDecodeWarps) {
-      const int row = 32 * group + row_of_lane;
-      for (int window = mine.part; window < mine.windows; window += 2 * mine.parts) {
-        const uint32_t slot = begin() + place;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int at = mine.begin + 64 * (window + half * mine.parts) + 16 * chunk;
-          const uint8_t* from =
-              matrix.data + layer * matrix.layer_bytes + int64_t{row} * matrix.row_bytes + at;
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            copyOrZeroAsync(slot + half * halfSlotBytes(kBits) + 512 * i,
-                            from + int64_t{8 * i} * matrix.row_bytes,
-                            row + 8 * i < matrix.rows && at < mine.end);
-          }
-        }
-        end();
+    const int bytes = kBits * (mine.lead + share_.pairs);  // Of a row.
+    const uint8_t* data = matrix.data + layer * matrix.layer_bytes +
+                          int64_t{lane_ >> 2} * matrix.row_bytes +
+                          kBits * (share_.pair - mine.lead);
+    uint32_t to = 0;
+    int entry = 0;
+#pragma unroll 1
+    for (int tile = mine.tile; tile < mine.tiles; tile += kDecodeWarps) {
+      const uint8_t* from = data + int64_t{kTileRows * tile} * matrix.row_bytes;
+#pragma unroll 1
+      for (int window = 0; window < bytes; window += 64) {
+        if (entry == 0) to = begin() + 16 * lane_;
+        const int at = window + 16 * (lane_ & 3);
+        if (at < bytes) copyAsync<16>(to + entryAt<kBits>(entry), from + at);
+        if (++entry == kSlotEntries) end(), entry = 0;
       }
-      if (mine.row_groups <= kDecodeWarps) break;
     }
+    if (entry != 0) end();
   }
 
   __device__ void fetchScan(int layer) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <set>
 
 #include "expect.h"
 #include "s6/decode.h"
@@ -56,8 +57,48 @@ void dealsAll(const uint16_t* first, int blocks, int count) {
   for (int i = 0; i < blocks; ++i) S6_EXPECT(first[i] <= first[i + 1]);
 }
 
-void splitFits(s6::DecodeSplit split, int rows) {
-  S6_EXPECT((s6::kDecodeWarps >> split.log_slices) <= s6::batchPairs(rows));
+//! A batch has work for every row group, and of a single text the warps that share a slice of the
+//! columns hold it.
+void splitFits(const s6::DecodeMatrix& matrix, s6::DecodeSplit split, int rows, int most_quads) {
+  const int row_groups = s6::kDecodeWarps >> split.log_slices;
+  S6_EXPECT(row_groups <= s6::batchPairs(rows));
+  const int count = matrix.row_bytes / 64, log = s6::logBlocksTogether(count), parts = count >> log;
+  for (int slice = 0; rows == 1 && slice < 1 << split.log_slices; ++slice) {
+    const int end = (slice + 1) * parts >> split.log_slices;
+    const int blocks = (end - (slice * parts >> split.log_slices)) << log;
+    S6_EXPECT(blocks * (512 / matrix.bits) <= most_quads * 4 * 32 * row_groups);
+  }
+}
+
+//! What is read past a slice of a digit is no place that other warps write to, and the activations
+//! end behind it.
+void digitsLieApart(int columns, int log_slices) {
+  using namespace s6;
+  std::set<int> begins;  // Of what warps write; `wide`: columns of a slice.
+  const int wide = columns >> log_slices;
+  const auto begin = [&](int slice, int digit) {
+    return digitOffset(columns, log_slices, slice, digit) + wide * slice;
+  };
+  for (int slice = 0; slice < 1 << log_slices; ++slice) {
+    for (int digit = 0; digit < kDigits; ++digit) begins.insert(begin(slice, digit));
+  }
+  for (int slice = 0; slice < 1 << log_slices; ++slice) {
+    for (int digit = 0; digit < kDigits; ++digit) {
+      const int end = begin(slice, digit) + wide + kDigitOverrun;
+      const auto next = begins.upper_bound(begin(slice, digit));
+      if (next != begins.end()) S6_EXPECT(*next >= end);
+      S6_EXPECT(end <= activationBytes(columns, 8, 1, log_slices));
+    }
+  }
+}
+
+void digitsOfEverySplitLieApart() {
+  for (const Shape& shape : kPublished) {
+    for (int log_slices = 0; log_slices <= s6::kLogDecodeWarps; ++log_slices) {
+      digitsLieApart(shape.m, log_slices);
+      digitsLieApart(2 * shape.m, log_slices);
+    }
+  }
 }
 
 void plansEveryPublishedModel() {
@@ -77,9 +118,9 @@ void plansEveryPublishedModel() {
           dealsAll(args.first_head, args.blocks, p.vocab_rows / 8);
           S6_EXPECT(args.first_pair[1] > 0);  // The first block keeps the sums for the next call.
           const int rows = s6::decodeRows(b);
-          splitFits(args.in_split, rows);
-          splitFits(args.out_split, rows);
-          splitFits(args.head_split, rows);
+          splitFits(args.in_proj, args.in_split, rows, s6::kResidualQuads);
+          splitFits(args.out_proj, args.out_split, rows, s6::kOutputQuads);
+          splitFits(args.head, args.head_split, rows, s6::kResidualQuads);
           // Eight texts of the two largest models need more shared memory than Orin has.
           const bool must_fit = blocks == 8 && (b <= 4 || p.m <= 1536);
           const int least = b == 1 ? 3 : s6::kLeastDepth;
@@ -106,20 +147,21 @@ void ringsTakeWhatIsLeft() {
       const int slots = s6::kDecodeWarps * (s6::slotBytes(bits) + 16);
       S6_EXPECT(orin.activations_at >= orin.depth * slots);
       S6_EXPECT(orin.depth == 6 || orin.shared_bytes + slots + 128 > kOrinSharedBytes);
-      S6_EXPECT(s6::planDecode(p, 132, kHopperSharedBytes).depth <= 4);
+      const bool is_exception = shape.m == 2048 && bits == 16;  // Measured; see deepestRing.
+      S6_EXPECT(s6::planDecode(p, 132, kHopperSharedBytes).depth <= (is_exception ? 6 : 4));
       S6_EXPECT(s6::planDecode(p, 8, 48 * 1024).depth < s6::kLeastDepth);
     }
   }
 }
 
-//! Digits where a warp has a pair; then a block adds once to each sum, else by parts of x_proj.
+//! Digits where a warp has a pair; either way a block adds once to each sum.
 void takesDigitsWhereTheyPay() {
   const S6Decode one = problem(kPublished[0], 4, 1), several = problem(kPublished[0], 4, 4);
   const S6Decode half = problem(kPublished[0], 16, 1);
   const s6::DecodeArgs few = s6::planDecode(one, 8, kOrinSharedBytes);
   S6_EXPECT(few.mixes_in_digits && few.addends == few.blocks);
   const s6::DecodeArgs many = s6::planDecode(one, 132, kOrinSharedBytes);
-  S6_EXPECT(!many.mixes_in_digits && many.addends == 2 * many.blocks);
+  S6_EXPECT(!many.mixes_in_digits && many.addends == many.blocks);
   S6_EXPECT(!s6::planDecode(several, 8, kOrinSharedBytes).mixes_in_digits);
   S6_EXPECT(!s6::planDecode(half, 8, kOrinSharedBytes).mixes_in_digits);
 }
@@ -170,6 +212,7 @@ void refusesBadProblems() {
 
 int main() {
   plansEveryPublishedModel();
+  digitsOfEverySplitLieApart();
   ringsTakeWhatIsLeft();
   takesDigitsWhereTheyPay();
   refusesBadProblems();
