@@ -452,9 +452,12 @@ class DecodeBlock {
   //! A batch of units of a product as far as this warp has a part in it: what can be worked out
   //! before its activations are there.
   struct Batch {
-    int units, tile_step;  //!< Units of two tiles; from a unit to the next in partials().
-    int blocks, from, to;  //!< Column blocks; see laneActivations; in partials().
-    int odd;               //!< Where in partials() the last tile goes if it is this warp's, or -1.
+    int units;      //!< Of two tiles.
+    int tile_step;  //!< From a unit to the next in partials().
+    int blocks;     //!< Of the columns.
+    int from;       //!< See laneActivations.
+    int to;         //!< Where in partials() the first unit goes.
+    int odd;        //!< And the last tile, if it has no twin and is this warp's; else -1.
   };
 
   template <int kMatrixBits>
@@ -597,6 +600,8 @@ class DecodeBlock {
     int first = 0;
 #pragma unroll 1
     while (first < share().pairs) {
+      // Of several texts first, because it takes most registers; of one text after all that can be
+      // worked out or asked for before the residual is there.
       if constexpr (kRows > 1) {
         if (first == 0) normalise<kBits>(layer, args_.norm.of(layer));
       }
