@@ -61,6 +61,12 @@ S6_HOST_DEVICE constexpr int halvesStride(int columns) {
 //! bytes, or one.
 S6_HOST_DEVICE constexpr int logBlocksTogether(int count) { return count % 2 == 0 ? 1 : 0; }
 
+//! The first of the column blocks of slice `slice`, of 2^log_slices; one slice further its end.
+S6_HOST_DEVICE constexpr int firstOfSlice(int count, int log_slices, int slice) {
+  const int log_together = logBlocksTogether(count);
+  return (slice * (count >> log_together) >> log_slices) << log_together;
+}
+
 //! The upper bit of every byte.
 constexpr uint32_t kSigns = 0x80808080u;
 

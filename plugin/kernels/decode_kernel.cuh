@@ -242,9 +242,11 @@ class DecodeBlock {
     if (lane_ == 0) noted = __uint_as_float(continues ? max(bits, __float_as_uint(noted)) : bits);
   }
 
-  //! The largest magnitude of all warps, but not so small that its inverse is infinite.
+  static constexpr float kLeastMagnitude = 1e-30f;  //!< So that no inverse is infinite.
+
+  //! The largest magnitude of all warps, at least kLeastMagnitude.
   __device__ float largestMagnitude() const {
-    uint32_t bits = __float_as_uint(1e-30f);
+    uint32_t bits = __float_as_uint(kLeastMagnitude);
 #pragma unroll
     for (int i = 0; i < kDecodeWarps; ++i) {
       bits = max(bits, __float_as_uint(reduce()[kDecodeWarps + i]));
@@ -290,10 +292,10 @@ class DecodeBlock {
     }
   };
 
-  //! The largest of the magnitudes in a slice, but not so small that its inverse is infinite.
+  //! The largest of the magnitudes in a slice, at least kLeastMagnitude.
   template <typename Slice>
   __device__ float largestOf(const Slice& slice, uint32_t bits) const {
-    bits = __reduce_max_sync(0xffffffffu, max(bits, __float_as_uint(1e-30f)));
+    bits = __reduce_max_sync(0xffffffffu, max(bits, __float_as_uint(kLeastMagnitude)));
     if (slice.log_slices < kLogDecodeWarps) {
       const float* noted = reduce() + kDecodeWarps;
       if (lane_ == 0) reduce()[kDecodeWarps + warp_] = __uint_as_float(bits);
@@ -383,7 +385,6 @@ class DecodeBlock {
     const uint32_t epoch = exists ? lastEpoch(row) + layer + 1 : 0;
     const float* residuals = args_.residuals + int64_t{row} * args_.m;
     const float4* weights = reinterpret_cast<const float4*>(weight);
-    float squares = 0.0f;
     // Too many for registers, so the norm comes too late for the activations: they are scaled by
     // a power of two near it, the one that fitted last, and the product's sums by the rest.
     float& scale = normScale(row);
@@ -391,7 +392,7 @@ class DecodeBlock {
 #pragma unroll 1
     for (int attempt = 0; exists && attempt < 2; ++attempt) {
       const float by = scale;
-      squares = 0.0f;
+      float squares = 0.0f;
       for (int first = thread; first < quads; first += kQuadsAtOnce * kRowThreads) {
         const int count = (quads - first + kRowThreads - 1) / kRowThreads;
         const auto quadOf = [&](int i) { return first + i * kRowThreads; };
@@ -426,15 +427,14 @@ class DecodeBlock {
 
   //! Offset in shared memory of the activations that this lane multiplies with its first block.
   template <int kMatrixBits>
-  __device__ int laneActivations(int columns, int first_block, DecodeSplit split = {}) const {
+  __device__ int laneActivations(int columns, int first_block, int log_slices = 0,
+                                 int slice = 0) const {
     const int column = 512 / kMatrixBits * first_block;
     const int group = lane_ >> 2, place = lane_ & 3;
     // Columns of the product beyond the digits or texts are never looked at.
     if constexpr (isInDigits(kMatrixBits, kRows)) {
-      const int slice = warp_ & ((1 << split.log_slices) - 1);
       return args_.activations_at +
-             digitOffset(columns, split.log_slices, slice, min(group, kDigits - 1)) + column +
-             16 * place;
+             digitOffset(columns, log_slices, slice, min(group, kDigits - 1)) + column + 16 * place;
     } else {
       const int text = kRows == 1 ? 0 : min(group, args_.b - 1);
       // Of a single text: see multiplyHalves.
@@ -465,19 +465,19 @@ class DecodeBlock {
                            int first_unit, int tiles) {
     forgetPlace();
     const ProductShare share(matrix, split, warp_);
-    const int slice = warp_ & ((1 << split.log_slices) - 1);
     const int stride = partialAt(1, 0, 0, split);
     const int twins = min(kBatchUnits, tiles / 2 - first_unit);
     const int log_step = kLogDecodeWarps - split.log_slices;
-    const int here = partialAt(0, slice, 2 * (lane_ & 3), split) + (lane_ >> 2);
+    const int here = partialAt(0, share.slice, 2 * (lane_ & 3), split) + (lane_ >> 2);
     const bool has_odd =
         tiles % 2 != 0 && twins < kBatchUnits && (twins & (share.unit_step - 1)) == share.unit;
-    Batch batch = {max(0, (twins - share.unit + share.unit_step - 1) >> log_step),
-                   2 * share.unit_step * stride,
-                   share.blocks.size(),
-                   laneActivations<kMatrixBits>(columns, share.blocks.begin, split),
-                   here + 2 * share.unit * stride,
-                   has_odd ? here + 2 * twins * stride : -1};
+    Batch batch = {
+        max(0, (twins - share.unit + share.unit_step - 1) >> log_step),
+        2 * share.unit_step * stride,
+        share.blocks.size(),
+        laneActivations<kMatrixBits>(columns, share.blocks.begin, split.log_slices, share.slice),
+        here + 2 * share.unit * stride,
+        has_odd ? here + 2 * twins * stride : -1};
     // Now, and not where it is used.
     asm volatile(""
                  : "+r"(batch.units), "+r"(batch.tile_step), "+r"(batch.blocks), "+r"(batch.from),
@@ -723,7 +723,7 @@ class DecodeBlock {
   }
 
   /*!
-   * Scales of x_proj as addColumns takes them, entry after entry. Asked for that far ahead, because
+   * Scales of x_proj as addColumns takes them, step after step. Asked for that far ahead, because
    * L2 answers late while weights stream.
    */
   struct ColumnScales {
@@ -808,7 +808,7 @@ class DecodeBlock {
         const bool is_own = pair >= 0 && pair < pairs;
         const float scale = scales.take(*this, layer);
         float w[kTileRows];
-        unpackColumns(words, 0, w);
+        unpackColumns(words, w);
         // Weights of other blocks' pairs, or none at all, do not count.
         const int inputs = args_.channels_at + (is_own ? pair : 0) * kRows * kPairBytes;
 #pragma unroll
@@ -849,8 +849,8 @@ class DecodeBlock {
     return __uint_as_float(bits) - (8388608.0f + (1 << (kBits - 1)));
   }
 
-  //! Eight neighbouring weights of a row, the ones at place j of 16 bytes, in columns' order.
-  static __device__ void unpackColumns(const uint4& words, int j, float (&w)[kTileRows]) {
+  //! The first eight neighbouring weights of a row in 16 bytes, in columns' order.
+  static __device__ void unpackColumns(const uint4& words, float (&w)[kTileRows]) {
     const uint32_t bits[4] = {words.x, words.y, words.z, words.w};
     if constexpr (kBits == 16) {
 #pragma unroll
@@ -861,7 +861,7 @@ class DecodeBlock {
     } else {
 #pragma unroll
       for (int i = 0; i < kTileRows; ++i) {
-        w[i] = weightOf(bits[(8 * j + i) * kBits / 32], i % (32 / kBits));
+        w[i] = weightOf(bits[i * kBits / 32], i % (32 / kBits));
       }
     }
   }
@@ -901,11 +901,8 @@ class DecodeBlock {
         const int count = part == 0 ? args_.r : kDecodeState;
         float squares = 0.0f;
         for (int i = lane_; i < count; i += 32) squares = fmaf(values[i], values[i], squares);
-#pragma unroll
-        for (int step = 16; step > 0; step /= 2) {
-          squares += __shfl_xor_sync(0xffffffffu, squares, step);
-        }
-        const float norm = rsqrtf(squares / static_cast<float>(count) + args_.mixer_norm_eps);
+        const float norm =
+            rsqrtf(sumOfWarp(squares) / static_cast<float>(count) + args_.mixer_norm_eps);
         for (int i = lane_; i < count; i += 32) values[i] *= norm;
       }
       syncComputing();
@@ -1137,7 +1134,7 @@ class DecodeBlock {
 
   //! The digits of dt; returns what the lowest is worth in a product. Ends in a barrier.
   __device__ float stageStepDigits() {
-    uint32_t bits = __float_as_uint(1e-30f);
+    uint32_t bits = __float_as_uint(kLeastMagnitude);
     for (int i = lane_; i < args_.r; i += 32) bits = max(bits, magnitudeBits(mixed()[i]));
     const float most = __uint_as_float(__reduce_max_sync(0xffffffffu, bits));
     if (thread_ < args_.r / 4) {
@@ -1205,7 +1202,7 @@ class DecodeBlock {
 
   static __device__ void unpackSteps(const uint4& words, float (&w)[kStepChunk<kBits>]) {
     if constexpr (kBits == 16) {
-      unpackColumns(words, 0, w);
+      unpackColumns(words, w);
     } else {
       const uint32_t bits[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll

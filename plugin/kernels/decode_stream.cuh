@@ -77,22 +77,22 @@ struct BlockShare {
 
 //! A warp's part of a product: which columns, and which of the units of two tiles.
 struct ProductShare {
+  int slice;
   Range blocks;  //!< Column blocks of 64 bytes.
   int unit, unit_step;
 
   __device__ ProductShare(const DecodeMatrix& matrix, DecodeSplit split, int warp) {
-    const int slice = warp & ((1 << split.log_slices) - 1);
+    slice = warp & ((1 << split.log_slices) - 1);
     const int count = matrix.row_bytes / 64;
-    const int log = logBlocksTogether(count), parts = count >> log;
-    blocks = {((slice * parts) >> split.log_slices) << log,
-              (((slice + 1) * parts) >> split.log_slices) << log};
+    blocks = {firstOfSlice(count, split.log_slices, slice),
+              firstOfSlice(count, split.log_slices, slice + 1)};
     unit = warp >> split.log_slices;
     unit_step = kDecodeWarps >> split.log_slices;
   }
 
   //! Of x_proj in digits: the column blocks that hold this block's channels, units dealt to warps.
   __device__ ProductShare(const DecodeArgs& args, const BlockShare& share, int warp)
-      : unit(warp), unit_step(kDecodeWarps) {
+      : slice(0), unit(warp), unit_step(kDecodeWarps) {
     const int columns = 512 / args.x_proj.bits;
     blocks = {kTileRows * share.pair / columns,
               (kTileRows * (share.pair + share.pairs) + columns - 1) / columns};

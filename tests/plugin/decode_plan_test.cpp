@@ -62,10 +62,10 @@ void dealsAll(const uint16_t* first, int blocks, int count) {
 void splitFits(const s6::DecodeMatrix& matrix, s6::DecodeSplit split, int rows, int most_quads) {
   const int row_groups = s6::kDecodeWarps >> split.log_slices;
   S6_EXPECT(row_groups <= s6::batchPairs(rows));
-  const int count = matrix.row_bytes / 64, log = s6::logBlocksTogether(count), parts = count >> log;
+  const int count = matrix.row_bytes / 64;
   for (int slice = 0; rows == 1 && slice < 1 << split.log_slices; ++slice) {
-    const int end = (slice + 1) * parts >> split.log_slices;
-    const int blocks = (end - (slice * parts >> split.log_slices)) << log;
+    const int blocks = s6::firstOfSlice(count, split.log_slices, slice + 1) -
+                       s6::firstOfSlice(count, split.log_slices, slice);
     S6_EXPECT(blocks * (512 / matrix.bits) <= most_quads * 4 * 32 * row_groups);
   }
 }
