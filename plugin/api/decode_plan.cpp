@@ -76,13 +76,13 @@ int mostOf(const uint16_t* first, int blocks) {
  * tie fewer slices, because each is one more value to add up. A thread that stages a slice of a
  * single text's activations gets `most_quads` times four of them at most.
  */
-DecodeSplit chooseSplit(const DecodeMatrix& matrix, int units, int rows, int most_quads) {
-  const int count = matrix.row_bytes / 64;
+DecodeSplit chooseSplit(const DecodeMatrix& matrix, int units, int rows, int most_quads,
+                        int parts = 1) {
+  const int count = matrix.row_bytes / 64 / parts;
   DecodeSplit best = {log2Of(kDecodeWarps)};
   int64_t least = INT64_MAX;
   for (int log = 0; (1 << log) <= kDecodeWarps; ++log) {
     const int slices = 1 << log, row_groups = kDecodeWarps >> log;
-    if (row_groups > batchPairs(rows)) continue;
     const int log_together = logBlocksTogether(count);
     const int blocks = (((count >> log_together) + slices - 1) / slices) << log_together;
     const int rounds = (units + row_groups - 1) / row_groups;
@@ -97,7 +97,7 @@ DecodeSplit chooseSplit(const DecodeMatrix& matrix, int units, int rows, int mos
 
 int64_t partialFloats(DecodeSplit split, int rows) {
   const int64_t tile = (int64_t{kTileRows} * rows << split.log_slices) + kTileRows;
-  return 2 * batchPairs(rows) * tile;
+  return 2 * batchUnits(rows, split.log_slices) * tile;
 }
 
 /*!
@@ -110,9 +110,9 @@ int usefulBlocks(const S6Decode& p, int blocks) {
   return (pairs + each - 1) / each;
 }
 
-//! Offsets of the workspace; returns its size.
-int64_t layOutWorkspace(const S6Decode& p, uint8_t* base, DecodeArgs* args) {
-  const int64_t mix = p.r + 2 * p.n, texts = S6_DECODE_MAX_BATCH;
+//! Offsets of what `texts` texts exchange; returns its size.
+int64_t layOutExchange(const S6Decode& p, int64_t texts, uint8_t* base, DecodeArgs* args) {
+  const int64_t mix = p.r + 2 * p.n;
   int64_t at = 0;
   const auto take = [&](auto** part, int64_t count) {
     *part = reinterpret_cast<std::remove_reference_t<decltype(*part)>>(base + at);
@@ -120,11 +120,24 @@ int64_t layOutWorkspace(const S6Decode& p, uint8_t* base, DecodeArgs* args) {
   };
   take(&args->epochs, texts);
   take(&args->residuals, texts * p.m);
-  take(&args->outputs, texts * p.d);
+  if (texts == 1) {
+    take(&args->outputs, p.d);
+  } else {
+    take(&args->output_pairs, texts * p.d / 2);
+  }
   take(&args->sums, texts * mix * kSumStride);
   take(&args->totals, texts * mix);
   take(&args->best, texts * kMaxDecodeBlocks * 2);
   return at;
+}
+
+//! Offsets of the workspace; returns its size. A single text and several have each a part of it:
+//! their words differ, and what the other left would be taken for what is awaited.
+int64_t layOutWorkspace(const S6Decode& p, uint8_t* base, DecodeArgs* args) {
+  DecodeArgs other = {};
+  const bool is_single = p.b == 1;
+  const int64_t single = layOutExchange(p, 1, base, is_single ? args : &other);
+  return single + layOutExchange(p, S6_DECODE_MAX_BATCH, base + single, is_single ? &other : args);
 }
 
 //! Offsets of a block's shared memory from `at` on, for its most pairs and tiles of out_proj;
@@ -136,9 +149,12 @@ int64_t layOutShared(const S6Decode& p, int pairs, int outs, int64_t at, DecodeA
     return static_cast<int32_t>(here);
   };
   const int bits = args->in_proj.bits, rows = decodeRows(p.b);
+  // Of x_proj: those of the pairs, and what else the blocks of columns have that they lie in.
+  const int columns = std::min(p.d, kTileRows * pairs + 2 * (512 / bits));
   const int activations =
       std::max({activationBytes(p.m, bits, p.b, args->in_split.log_slices),
-                activationBytes(p.d, bits, p.b, args->out_split.log_slices),
+                activationBytes(p.d / args->out_parts, bits, p.b, args->out_split.log_slices),
+                args->mixes_in_tiles ? activationBytes(columns, bits, p.b, 0) : 0,
                 p.head.data == nullptr
                     ? 0
                     : activationBytes(p.m, args->head.bits, p.b, args->head_split.log_slices)});
@@ -146,9 +162,10 @@ int64_t layOutShared(const S6Decode& p, int pairs, int outs, int64_t at, DecodeA
       std::max({partialFloats(args->in_split, rows), partialFloats(args->out_split, rows),
                 partialFloats(args->head_split, rows)});
   args->activations_at = take(activations);
-  args->partials_at = take(partials * 4);
+  // Of several texts dt as activations takes its turn there.
+  args->partials_at = take(std::max(partials * 4, int64_t{2} * rows * p.r));
   args->totals_at = take(int64_t{8} * p.b * (p.r + 2 * p.n));
-  args->mixed_at = take(int64_t{p.b} * (p.r + 2 * p.n) * 4);
+  args->mixed_at = take(int64_t{rows} * (p.r + 2 * p.n) * 4);
   args->channels_at = take(int64_t{2} * pairs * kTileRows * rows * (rows == 1 ? 4 : 2));
   args->own_at = take(int64_t{outs} * kTileRows * rows * 4);
   args->reduce_at = take((3 * kDecodeWarps + 3 * rows) * 4);
@@ -164,6 +181,25 @@ int64_t layOutShared(const S6Decode& p, int pairs, int outs, int64_t at, DecodeA
 int deepestRing(const S6Decode& p, const DecodeArgs& args) {
   const bool is_exception = p.b == 1 && p.m == kDeepRingModel && args.in_proj.bits == 16;
   return args.blocks > 32 && !is_exception ? 4 : 6;
+}
+
+//! Shares the warps' work and the shared memory of a block that has at most so many pairs, tiles of
+//! out_proj and of the head.
+void layOutBlock(const S6Decode& p, int pairs, int outs, int heads, int shared_bytes,
+                 DecodeArgs* args) {
+  const int rows = decodeRows(p.b);
+  const int units = args->puts_gates_apart ? (pairs + 1) / 2 : pairs;
+  args->in_split = chooseSplit(args->in_proj, units, rows, kResidualQuads);
+  args->out_split =
+      chooseSplit(args->out_proj, (outs + 1) / 2, rows, kOutputQuads, args->out_parts);
+  args->head_split = chooseSplit(args->head, (heads + 1) / 2, rows, kResidualQuads);
+  // The rings, with two barriers a slot, come first and take what the rest leaves.
+  const int64_t slots = int64_t{kDecodeWarps} * (slotBytes(args->in_proj.bits) + 16);
+  const int64_t rest = layOutShared(p, pairs, outs, 0, args);
+  const int64_t fitting = (shared_bytes - rest - kAlignment) / slots;
+  args->depth = static_cast<int32_t>(std::clamp<int64_t>(fitting, 0, deepestRing(p, *args)));
+  args->shared_bytes =
+      static_cast<int32_t>(layOutShared(p, pairs, outs, aligned(args->depth * slots), args));
 }
 
 }  // namespace
@@ -200,25 +236,26 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int shared_bytes) {
   dealEvenly(p.head.data == nullptr ? 0 : p.vocab_rows / kTileRows, args.blocks, args.first_head);
   const int rows = decodeRows(p.b);
   const int pairs = mostOf(args.first_pair, args.blocks);
-  args.mixes_in_digits = isInDigits(args.in_proj.bits, rows) && pairs >= kDecodeWarps;
+  args.mixes_in_tiles = mayMixInTiles(args.in_proj.bits) && pairs >= kDecodeWarps;
+  if (rows > 1) {
+    args.log_text_groups = std::min(log2Of(std::max(1, kDecodeWarps / pairs)), 2);
+  }
   for (int i = 0; i < args.blocks; ++i) {
     if (args.first_pair[i + 1] > args.first_pair[i]) ++args.addends;
   }
   const int outs = mostOf(args.first_out, args.blocks);
   const int heads = mostOf(args.first_head, args.blocks);
   args.puts_gates_apart = mayPutGatesApart(args.in_proj.bits) && (rows > 1 || p.m > kNarrowModel);
-  const int units = args.puts_gates_apart ? (pairs + 1) / 2 : pairs;
-  args.in_split = chooseSplit(args.in_proj, units, rows, kResidualQuads);
-  args.out_split = chooseSplit(args.out_proj, (outs + 1) / 2, rows, kOutputQuads);
-  args.head_split = chooseSplit(args.head, (heads + 1) / 2, rows, kResidualQuads);
-
-  // The rings, with two barriers a slot, come first and take what the rest leaves.
-  const int64_t slots = int64_t{kDecodeWarps} * (slotBytes(args.in_proj.bits) + 16);
-  const int64_t rest = layOutShared(p, pairs, outs, 0, &args);
-  const int64_t fitting = (shared_bytes - rest - kAlignment) / slots;
-  args.depth = static_cast<int32_t>(std::clamp<int64_t>(fitting, 0, deepestRing(p, args)));
-  args.shared_bytes =
-      static_cast<int32_t>(layOutShared(p, pairs, outs, aligned(args.depth * slots), &args));
+  args.out_parts = 1;
+  layOutBlock(p, pairs, outs, heads, shared_bytes, &args);
+  // Measured: in float16 each slot more pays, with codes not.
+  const int wanted = args.in_proj.bits == 16 ? deepestRing(p, args) : kLeastDepth;
+  if (rows > 1 && args.depth < wanted && args.out_proj.row_bytes / 64 % 2 == 0) {
+    DecodeArgs halved = args;
+    halved.out_parts = 2;
+    layOutBlock(p, pairs, outs, heads, shared_bytes, &halved);
+    if (halved.depth > args.depth) args = halved;
+  }
   return args;
 }
 

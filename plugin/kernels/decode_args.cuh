@@ -27,9 +27,11 @@ constexpr int kMaxConvPast = 3;   //!< k - 1 at most.
 constexpr int kMaxDecodeBlocks = 160;
 constexpr int kSumStride = 32;  //!< Words from sum to sum: two lines, so that atomics spread.
 
-//! Pairs of 8 rows that are summed up at once, and the row groups may not be more. A single text's
-//! have a value for every computing thread.
-S6_HOST_DEVICE constexpr int batchPairs(int rows) { return rows == 1 ? 16 : 2; }
+//! Units of two tiles that are summed up at once. A single text's have a value for every computing
+//! thread; of several texts as many as there is room for their sums, whatever the slices.
+S6_HOST_DEVICE constexpr int batchUnits(int rows, int log_slices) {
+  return rows == 1 ? 16 : 16 >> log_slices;
+}
 
 //! Slots of a ring: a warp holds two at a time while it multiplies.
 constexpr int kLeastDepth = 2;
@@ -95,6 +97,10 @@ S6_HOST_DEVICE constexpr int digitOffset(int columns, int log_slices, int slice,
 //! With codes that takes longer than it hides (docs/lab_note_decode.md).
 S6_HOST_DEVICE constexpr bool mayPutGatesApart(int bits) { return bits == 16; }
 
+//! Whether x_proj may be multiplied like the other products, two tiles at a time. In float16 the
+//! activations of in_proj are still wanted, by the gates.
+S6_HOST_DEVICE constexpr bool mayMixInTiles(int bits) { return bits != 16; }
+
 //! What the activations of a product take in shared memory.
 S6_HOST_DEVICE constexpr int activationBytes(int columns, int bits, int texts, int log_slices) {
   return isInDigits(bits, texts) ? digitOffset(columns, log_slices, 0, kDigits)
@@ -132,10 +138,12 @@ struct DecodeArgs {
   int32_t blocks;
   int32_t depth;    //!< Slots of the ring of a warp.
   int32_t addends;  //!< Of each sum: the blocks that own channels.
-  //! Whether x_proj and dt_proj take the activations of a single text as digits, measured: where
-  //! each warp of the busiest block has a pair; with fewer, making digits takes longer than it
-  //! saves.
-  int32_t mixes_in_digits;
+  //! Whether x_proj is multiplied two tiles at a time, and dt_proj too takes the activations of a
+  //! single text as digits. Measured: where each warp of the busiest block has a pair; with fewer,
+  //! making these activations takes longer than it saves.
+  int32_t mixes_in_tiles;
+  //! log2 of the warps that share a pair of the scan, texts by texts, where there are more warps.
+  int32_t log_text_groups;
   //! Whether gates are units of their own, measured: where that is not compiled out, except for a
   //! single text of a narrow model, whose two products are then too short to be worth a phase each.
   int32_t puts_gates_apart;
@@ -151,9 +159,13 @@ struct DecodeArgs {
   float* ssm_state;
   float* logits;
   int32_t* next_ids;
+  //! In so many parts out_proj's columns are taken, one after the other: of several texts in two
+  //! where all activations at once would leave too little for the rings.
+  int32_t out_parts;
   // Workspace; see decode_exchange.cuh.
   float* residuals;            //!< [b, m]
-  float* outputs;              //!< [b, d], gated
+  float* outputs;              //!< [d], gated, of a single text
+  uint32_t* output_pairs;      //!< [b, d / 2], of several
   unsigned long long* sums;    //!< [b, r + 2 n, kSumStride]
   unsigned long long* totals;  //!< [b, r + 2 n], the sums as the last call left them
   unsigned long long* best;    //!< [b, kMaxDecodeBlocks, 2]

@@ -8,7 +8,8 @@
  * costs a fence, an atomic, a read of the counter and then the read of the data. The idea is that
  * of NCCL's LL protocol (a word is never seen in halves). Two bits do because a reader looks at
  * each epoch of a word, or at every second one, and so can meet the one it awaits and the one
- * before only. Of the value 22 bits are left; float16 has 11.
+ * before only. Of the value 22 bits are left; float16 has 11. Gated outputs of several texts, which
+ * would be most of what is read, go two by two as float16, each with one bit of the epoch.
  *
  * Sums over blocks are 64-bit integer atomics: the upper 54 bits add up a fixed-point value, the
  * lower 10 count the addends, so the same word says whether the sum is complete; integers make it
@@ -36,11 +37,12 @@ __device__ __forceinline__ void publish(float* word, float value, uint32_t epoch
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(bits) : "memory");
 }
 
-__device__ __forceinline__ uint4 readQuad(const float* values) {
+template <typename Word>
+__device__ __forceinline__ uint4 readQuad(const Word* words) {
   uint4 v;
   asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(values)
+               : "l"(words)
                : "memory");
   return v;
 }
@@ -90,6 +92,46 @@ __device__ __forceinline__ void awaitQuads(uint4 (&quads)[kCount], int count, ui
   awaitEach(
       quads, count, [&](int i) { return readQuad(place(i)); },
       [&](int, const uint4& quad) { return isOf(quad, epoch); });
+}
+
+//! The bits of two float16 in a word that tell its epoch: the lowest of each.
+constexpr uint32_t kPairEpochMask = 0x00010001u;
+
+__device__ __forceinline__ uint32_t pairEpoch(uint32_t epoch) {
+  return (epoch & 1u) | ((epoch & 2u) << 15);
+}
+
+//! Rounded to the 10 bits that a float16 keeps beside the epoch: Veltkamp's splitting.
+__device__ __forceinline__ float roundToPairs(float value) {
+  const float scaled = __fmul_rn(value, 16385.0f);  // 2^14 + 1
+  return __fsub_rn(scaled, __fsub_rn(scaled, value));
+}
+
+//! Two neighbouring values of several texts, which become float16 anyway.
+__device__ __forceinline__ void publishPair(uint32_t* word, float low, float high, uint32_t epoch) {
+  const __half2 pair = __floats2half2_rn(roundToPairs(low), roundToPairs(high));
+  const uint32_t bits =
+      (reinterpret_cast<const uint32_t&>(pair) & ~kPairEpochMask) | pairEpoch(epoch);
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(bits) : "memory");
+}
+
+//! The first `count` of some quads of words of publishPair, once all are of the epoch, which is
+//! taken out; place(i) is where quad i lies.
+template <int kCount, typename Place>
+__device__ __forceinline__ void awaitPairs(uint4 (&quads)[kCount], int count, uint32_t epoch,
+                                           const Place& place) {
+  const uint32_t wanted = pairEpoch(epoch);
+  awaitEach(
+      quads, count, [&](int i) { return readQuad(place(i)); },
+      [&](int, const uint4& v) {
+        const uint32_t others = (v.x ^ wanted) | (v.y ^ wanted) | (v.z ^ wanted) | (v.w ^ wanted);
+        return (others & kPairEpochMask) == 0;
+      });
+#pragma unroll
+  for (uint4& v : quads) {
+    v = {v.x & ~kPairEpochMask, v.y & ~kPairEpochMask, v.z & ~kPairEpochMask,
+         v.w & ~kPairEpochMask};
+  }
 }
 
 //! For what must stay exact: 32 bits in a word of 64 with their epoch.

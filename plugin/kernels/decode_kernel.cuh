@@ -15,11 +15,11 @@
  *
  * Shared memory besides the ring: activations [texts][columns] float16 (of one text two halves), or
  * [digit][columns] bytes (of in_proj, then of x_proj, dt_proj and out_proj in turn) · partials
- * [tile][slice][text][8] · mixed [text][r + 2 n] · channels: u and gate [pair][text][8] · own: the
- * residual of the block's rows [tile][text][8] · reduce (small sums) · candidates of the greedy
- * choice. Each is written by one phase, read by the next, with a barrier of the computing warps
- * between, or, of a single text's activations, of the warps that share a slice of the columns; see
- * the phases.
+ * [tile][slice][text][8], and between in_proj and out_proj dt as activations of several texts ·
+ * mixed [text][r + 2 n] · channels: u and gate [pair][text][8] · own: the residual of the block's
+ * rows [tile][text][8] · reduce (small sums) · candidates of the greedy choice. Each is written by
+ * one phase, read by the next, with a barrier of the computing warps between, or, of a single
+ * text's activations, of the warps that share a slice of the columns; see the phases.
  *
  * Numerics: as the header of s6/decode.h says; exp by ex2.approx, as in mamba-ssm.
  */
@@ -96,7 +96,8 @@ class DecodeBlock {
   }
 
  private:
-  static constexpr int kBatchUnits = batchPairs(kRows);  // Two tiles each.
+  //! Whose values the threads finish at once.
+  static constexpr int kTilesOfRound = kDecodeThreads / (kTileRows * kRows);
   // Of four values each, that a thread awaits together.
   static constexpr int kQuadsAtOnce = kRows == 1 ? 5 : 4;
   // In reduce(), in words: sums and magnitudes of the warps come first.
@@ -113,10 +114,9 @@ class DecodeBlock {
     warp_ = thread_ >> 5, lane_ = thread_ & 31;
   }
 
+  __device__ bool mixesInTiles() const { return mayMixInTiles(kBits) && args_.mixes_in_tiles != 0; }
   //! Whether x_proj and dt_proj take their activations as digits.
-  __device__ bool mixesInDigits() const {
-    return isInDigits(kBits, kRows) && args_.mixes_in_digits != 0;
-  }
+  __device__ bool mixesInDigits() const { return kRows == 1 && mixesInTiles(); }
 
   __device__ BlockShare share() const { return BlockShare(args_, block_); }
   //! Values that x_proj makes of a text.
@@ -167,6 +167,12 @@ class DecodeBlock {
                                               reinterpret_cast<const uint32_t&>(high)};
       }
     }
+  }
+
+  //! Columns 8 eight ... 8 eight + 7 of one of several texts, as float16.
+  __device__ void storeEight(int row, int columns, int eight, const uint4& v) const {
+    __half* to = activations() + row * activationStride(columns, kBits) + 8 * eight;
+    *reinterpret_cast<uint4*>(to) = kBits == 4 ? alternating(v) : v;
   }
 
   //! The same as digits, highest first, of what `inverse` makes integers; `slice`: the one of the
@@ -235,7 +241,7 @@ class DecodeBlock {
   }
 
   //! This warp's largest magnitude, or what it noted last where that is more and `continues`: for
-  //! largestMagnitude after the next barrier.
+  //! largestNoted after the next barrier.
   __device__ void noteMagnitude(uint32_t bits, bool continues = false) {
     bits = __reduce_max_sync(0xffffffffu, bits);
     float& noted = reduce()[kDecodeWarps + warp_];
@@ -244,12 +250,14 @@ class DecodeBlock {
 
   static constexpr float kLeastMagnitude = 1e-30f;  //!< So that no inverse is infinite.
 
-  //! The largest magnitude of all warps, at least kLeastMagnitude.
-  __device__ float largestMagnitude() const {
+  //! The largest magnitude that warps `first`, `first` + 2^log_step, ... noted, at least
+  //! kLeastMagnitude.
+  __device__ float largestNoted(int first, int log_step) const {
     uint32_t bits = __float_as_uint(kLeastMagnitude);
 #pragma unroll
     for (int i = 0; i < kDecodeWarps; ++i) {
-      bits = max(bits, __float_as_uint(reduce()[kDecodeWarps + i]));
+      const int warp = (first + (i << log_step)) & (kDecodeWarps - 1);
+      bits = max(bits, __float_as_uint(reduce()[kDecodeWarps + warp]));
     }
     return __uint_as_float(bits);
   }
@@ -274,14 +282,13 @@ class DecodeBlock {
   struct Slice {
     int index, log_slices, log_threads, begin, end, thread;
 
-    __device__ Slice(const DecodeMatrix& matrix, DecodeSplit split, int warp, int lane)
-        : index(warp & ((1 << split.log_slices) - 1)),
+    __device__ Slice(const ProductShare& share, DecodeSplit split, int lane)
+        : index(share.slice),
           log_slices(split.log_slices),
           log_threads(kLogDecodeWarps + 5 - log_slices),
-          thread(32 * (warp >> log_slices) + lane) {
-      const Range blocks = ProductShare(matrix, split, warp).blocks;
-      begin = 128 / kMatrixBits * blocks.begin, end = 128 / kMatrixBits * blocks.end;
-    }
+          begin(128 / kMatrixBits * share.blocks.begin),
+          end(128 / kMatrixBits * share.blocks.end),
+          thread(32 * share.unit + lane) {}
     //! Of its threads, the same for all; in the last, those without a quad read the last one.
     __device__ int rounds() const { return (end - begin + (1 << log_threads) - 1) >> log_threads; }
     __device__ bool has(int i) const { return begin + thread + (i << log_threads) < end; }
@@ -294,19 +301,14 @@ class DecodeBlock {
 
   //! The largest of the magnitudes in a slice, at least kLeastMagnitude.
   template <typename Slice>
-  __device__ float largestOf(const Slice& slice, uint32_t bits) const {
-    bits = __reduce_max_sync(0xffffffffu, max(bits, __float_as_uint(kLeastMagnitude)));
-    if (slice.log_slices < kLogDecodeWarps) {
-      const float* noted = reduce() + kDecodeWarps;
-      if (lane_ == 0) reduce()[kDecodeWarps + warp_] = __uint_as_float(bits);
-      slice.sync();
-#pragma unroll
-      for (int i = 0; i < kDecodeWarps; ++i) {
-        const int warp = (slice.index + (i << slice.log_slices)) & (kDecodeWarps - 1);
-        bits = max(bits, __float_as_uint(noted[warp]));
-      }
+  __device__ float largestOf(const Slice& slice, uint32_t bits) {
+    if (slice.log_slices == kLogDecodeWarps) {  // All of it is this warp's.
+      bits = __reduce_max_sync(0xffffffffu, max(bits, __float_as_uint(kLeastMagnitude)));
+      return __uint_as_float(bits);
     }
-    return __uint_as_float(bits);
+    noteMagnitude(bits);
+    slice.sync();
+    return largestNoted(slice.index, slice.log_slices);
   }
 
   //! residual * weight as activations of a product with weights of these bits, by the warps that
@@ -317,7 +319,7 @@ class DecodeBlock {
                                 DecodeSplit split) {
     forgetPlace();
     constexpr bool kAreDigits = isInDigits(kMatrixBits, kRows);
-    const Slice<kMatrixBits> slice(matrix, split, warp_, lane_);
+    const Slice<kMatrixBits> slice(ProductShare(matrix, split, warp_), split, lane_);
     const int rounds = slice.rounds();
     const float4* weights = reinterpret_cast<const float4*>(weight);
     uint4 word[kResidualQuads] = {};
@@ -462,22 +464,23 @@ class DecodeBlock {
 
   template <int kMatrixBits>
   __device__ Batch batchOf(const DecodeMatrix& matrix, DecodeSplit split, int columns,
-                           int first_unit, int tiles) {
+                           int first_unit, int tiles, ColumnPart part = {}) {
     forgetPlace();
-    const ProductShare share(matrix, split, warp_);
+    const ProductShare share(matrix, split, warp_, part);
     const int stride = partialAt(1, 0, 0, split);
-    const int twins = min(kBatchUnits, tiles / 2 - first_unit);
+    const int units = batchUnits(kRows, split.log_slices);
+    const int twins = min(units, tiles / 2 - first_unit);
     const int log_step = kLogDecodeWarps - split.log_slices;
     const int here = partialAt(0, share.slice, 2 * (lane_ & 3), split) + (lane_ >> 2);
     const bool has_odd =
-        tiles % 2 != 0 && twins < kBatchUnits && (twins & (share.unit_step - 1)) == share.unit;
-    Batch batch = {
-        max(0, (twins - share.unit + share.unit_step - 1) >> log_step),
-        2 * share.unit_step * stride,
-        share.blocks.size(),
-        laneActivations<kMatrixBits>(columns, share.blocks.begin, split.log_slices, share.slice),
-        here + 2 * share.unit * stride,
-        has_odd ? here + 2 * twins * stride : -1};
+        tiles % 2 != 0 && twins < units && (twins & (share.unit_step - 1)) == share.unit;
+    Batch batch = {max(0, (twins - share.unit + share.unit_step - 1) >> log_step),
+                   2 * share.unit_step * stride,
+                   share.blocks.size(),
+                   laneActivations<kMatrixBits>(columns, share.blocks.begin - share.part_begin,
+                                                split.log_slices, share.slice),
+                   here + 2 * share.unit * stride,
+                   has_odd ? here + 2 * twins * stride : -1};
     // Now, and not where it is used.
     asm volatile(""
                  : "+r"(batch.units), "+r"(batch.tile_step), "+r"(batch.blocks), "+r"(batch.from),
@@ -528,29 +531,46 @@ class DecodeBlock {
 
   __device__ float sumOfSlices(int tile, int row, int index, DecodeSplit split) const {
     const float* from = partials() + partialAt(tile, 0, row, split) + index;
-    // Always as many addends as there are warps: fewer slices count several times, which is exact.
+    const auto of = [&](int slice) { return from[slice * kRows * kTileRows]; };
     const int slices = 1 << split.log_slices;
-    float part[kDecodeWarps];
+    if constexpr (kRows > 1) {
+      static_assert(kLogDecodeWarps == 3, "up to eight slices");
+      float sum = of(0);
+      if (slices > 1) sum += of(1);
+      if (slices > 2) sum += of(2) + of(3);
+      if (slices > 4) sum += (of(4) + of(5)) + (of(6) + of(7));
+      return sum;
+    } else {
+      // Always as many addends as there are warps: fewer slices count several times, which is
+      // exact.
+      float part[kDecodeWarps];
 #pragma unroll
-    for (int slice = 0; slice < kDecodeWarps; ++slice) {
-      part[slice] = from[(slice & (slices - 1)) * kRows * kTileRows];
+      for (int slice = 0; slice < kDecodeWarps; ++slice) {
+        part[slice] = of(slice & (slices - 1));
+      }
+#pragma unroll
+      for (int width = kDecodeWarps / 2; width > 0; width /= 2) {
+#pragma unroll
+        for (int slice = 0; slice < width; ++slice) part[slice] += part[slice + width];
+      }
+      return part[0] * (static_cast<float>(slices) / kDecodeWarps);
     }
-#pragma unroll
-    for (int width = kDecodeWarps / 2; width > 0; width /= 2) {
-#pragma unroll
-      for (int slice = 0; slice < width; ++slice) part[slice] += part[slice + width];
-    }
-    return part[0] * (static_cast<float>(slices) / kDecodeWarps);
   }
 
-  //! Which value of a batch a thread finishes: of tile, text and row of the tile.
+  //! Which value of a batch a thread finishes in round `round`: of tile, text and row of the tile.
+  //! Rounds swap a unit's two tiles, because a channel takes longer than a gate.
   struct Item {
     int tile, row, index;
-    __device__ explicit Item(int thread)
-        : tile(thread / (kTileRows * kRows)),
+    __device__ explicit Item(int thread, int round = 0)
+        : tile((thread / (kTileRows * kRows) + round * kTilesOfRound) ^ (round & 1)),
           row(thread / kTileRows % kRows),
           index(thread % kTileRows) {}
   };
+
+  //! In which the values of `tiles` tiles are finished.
+  static __device__ int roundsOf(int tiles) {
+    return kRows == 1 ? 1 : (tiles + kTilesOfRound - 1) / kTilesOfRound;
+  }
 
   //! So that a loop that is not unrolled can take the first of four registers in each round.
   template <typename T>
@@ -568,19 +588,19 @@ class DecodeBlock {
 
   // --- Phases ----------------------------------------------------------------------------------
 
-  //! A value of in_proj, and what the convolution knows of its channel.
+  //! A value of in_proj.
   struct ChannelItem : Item {
     int pair, channel;
     bool is_gate, is_mine;
     float* state;
     //! first: the first unit of the batch, of a block that has so many pairs.
-    __device__ ChannelItem(const DecodeBlock& block, int layer, int first)
-        : Item(block.thread_), pair(first + this->tile / 2), is_gate(this->tile % 2 != 0) {
+    __device__ ChannelItem(const DecodeBlock& block, int layer, int first, int round = 0)
+        : Item(block.thread_, round), pair(first + this->tile / 2), is_gate(this->tile % 2 != 0) {
       const DecodeArgs& args = block.args_;
       const BlockShare share = block.share();
       const int gates = firstGates<kBits>(args, share.pairs);
-      is_mine = this->tile < 2 * kBatchUnits && this->row < args.b &&
-                pair < (first < gates ? gates : share.pairs);
+      is_mine = this->tile < 2 * batchUnits(kRows, args.in_split.log_slices) &&
+                this->row < args.b && pair < (first < gates ? gates : share.pairs);
       if (gates < share.pairs) {
         const int tile = 2 * first + this->tile;
         is_gate = tile >= share.pairs;
@@ -592,11 +612,61 @@ class DecodeBlock {
     }
   };
 
+  //! What the convolution knows of a channel before its value is there.
+  struct Convolution {
+    float weights[kMaxConvPast + 1] = {}, before[kMaxConvPast] = {}, bias = 0.0f;
+
+    __device__ void load(const DecodeBlock& block, int layer, const ChannelItem& item) {
+      if (!item.is_mine || item.is_gate) return;
+      const DecodeArgs& args = block.args_;
+      const int past = args.k - 1;
+      bias = args.conv_bias.of(layer)[item.channel];
+      const float* from = args.conv_weight.of(layer) + item.channel;
+#pragma unroll
+      for (int i = 0; i <= kMaxConvPast; ++i) {
+        weights[i] = i <= past ? from[i * args.d] : 0.0f;
+        if (i < kMaxConvPast) before[i] = i < past ? item.state[i * args.d] : 0.0f;
+      }
+    }
+
+    //! Puts the value into the state; the sum.
+    __device__ float take(const DecodeArgs& args, float* state, float value) const {
+      const int past = args.k - 1;
+      float total = bias;
+#pragma unroll
+      for (int i = 0; i < kMaxConvPast; ++i) {
+        if (i < past) {
+          total = fmaf(weights[i], before[i], total);
+          state[i * args.d] = i + 1 < past ? before[i + 1 < kMaxConvPast ? i + 1 : i] : value;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i <= kMaxConvPast; ++i) {
+        if (i == past) total = fmaf(weights[i], value, total);
+      }
+      return total;
+    }
+  };
+
+  //! Makes a channel's u or gate of the sums of in_proj; the magnitude of u.
+  __device__ uint32_t finishChannel(const ChannelItem& item, const Convolution& convolution) {
+    if (!item.is_mine) return 0;
+    const float value =
+        sumOfSlices(item.tile, item.row, item.index, args_.in_split) * normOfText(item.row);
+    const int to = placeOf(item.pair, item.row, item.pair) + item.index;
+    if (item.is_gate) {
+      gate()[to] = fromFloat<Channel>(siluFast(value));
+      return 0;
+    }
+    const float input = siluFast(convolution.take(args_, item.state, value));
+    u()[to] = fromFloat<Channel>(input);
+    return magnitudeBits(input);
+  }
+
   //! The block's u and gates. The scan wants the gates, so they are made while the sums of x_proj
   //! are on their way where they are apart.
   __device__ void channels(int layer) {
     forgetPlace();
-    const int past = args_.k - 1;
     int first = 0;
 #pragma unroll 1
     while (first < share().pairs) {
@@ -604,20 +674,13 @@ class DecodeBlock {
       // worked out or asked for before the residual is there.
       if constexpr (kRows > 1) {
         if (first == 0) normalise<kBits>(layer, args_.norm.of(layer));
+        asm volatile("" : "+r"(layer));  // As forgetPlace.
       }
       const int gates = firstGates<kBits>(args_, share().pairs);
       const Batch batch = batchOf<kBits>(args_.in_proj, args_.in_split, args_.m, first,
                                          2 * (first < gates ? gates : share().pairs));
-      float weights[kMaxConvPast + 1] = {}, before[kMaxConvPast] = {}, bias = 0.0f;
-      if (const ChannelItem item(*this, layer, first); item.is_mine && !item.is_gate) {
-        bias = args_.conv_bias.of(layer)[item.channel];
-        const float* from = args_.conv_weight.of(layer) + item.channel;
-#pragma unroll
-        for (int i = 0; i <= kMaxConvPast; ++i) {
-          weights[i] = i <= past ? from[i * args_.d] : 0.0f;
-          if (i < kMaxConvPast) before[i] = i < past ? item.state[i * args_.d] : 0.0f;
-        }
-      }
+      Convolution convolution;
+      convolution.load(*this, layer, ChannelItem(*this, layer, first));
       ColumnScales scales;
       if (kRows == 1 && !mixesInDigits()) scales.begin(*this, layer);
       if constexpr (kRows == 1) {
@@ -626,100 +689,118 @@ class DecodeBlock {
         }
       }
       multiplyBatch<kBits, false>(batch, args_.in_split);
-      syncComputing();
-      uint32_t magnitude = 0;
       // Made anew, so that it takes no registers during the products.
-      if (const ChannelItem item(*this, layer, first); item.is_mine) {
-        const float value =
-            sumOfSlices(item.tile, item.row, item.index, args_.in_split) * normOfText(item.row);
-        const int to = (item.pair * kRows + item.row) * kTileRows + item.index;
-        if (item.is_gate) {
-          gate()[to] = fromFloat<Channel>(siluFast(value));
-        } else {
-          float total = bias;
+      const int channels_end = firstGates<kBits>(args_, share().pairs);
+      const int batch_units = batchUnits(kRows, args_.in_split.log_slices);
+      if constexpr (kRows == 1) {
+        syncComputing();
+        const uint32_t magnitude = finishChannel(ChannelItem(*this, layer, first), convolution);
+        if (mixesInDigits()) noteMagnitude(magnitude, first > 0);
+      } else {
+        const int end = first < channels_end ? channels_end : share().pairs;
+        const int rounds = roundsOf(2 * (min(first + batch_units, end) - first));
+        constexpr int kAtOnce = 2;  // Whose loads are on their way together.
+        for (int round = 1; round == 1 || round < rounds; round += kAtOnce) {
+          Convolution later[kAtOnce];
 #pragma unroll
-          for (int i = 0; i < kMaxConvPast; ++i) {
-            if (i < past) {
-              total = fmaf(weights[i], before[i], total);
-              item.state[i * args_.d] =
-                  i + 1 < past ? before[i + 1 < kMaxConvPast ? i + 1 : i] : value;
-            }
+          for (int i = 0; i < kAtOnce; ++i) {
+            if (round + i >= rounds) break;
+            later[i].load(*this, layer, ChannelItem(*this, layer, first, round + i));
+          }
+          if (round == 1) {
+            syncComputing();
+            finishChannel(ChannelItem(*this, layer, first), convolution);
           }
 #pragma unroll
-          for (int i = 0; i <= kMaxConvPast; ++i) {
-            if (i == past) total = fmaf(weights[i], value, total);
+          for (int i = 0; i < kAtOnce; ++i) {
+            if (round + i >= rounds) break;
+            finishChannel(ChannelItem(*this, layer, first, round + i), later[i]);
           }
-          const float input = siluFast(total);
-          u()[to] = fromFloat<Channel>(input);
-          magnitude = magnitudeBits(input);
         }
       }
-      // Made anew too.
-      const int channels_end = firstGates<kBits>(args_, share().pairs);
-      const bool ends_channels = first < channels_end && first + kBatchUnits >= channels_end;
-      if (mixesInDigits()) noteMagnitude(magnitude, first > 0);
-      first = ends_channels ? channels_end : first + kBatchUnits;
-      if (ends_channels && !mixesInDigits()) {
+      const bool ends_channels = first < channels_end && first + batch_units >= channels_end;
+      first = ends_channels ? channels_end : first + batch_units;
+      if (ends_channels && !mixesInTiles()) {
         if (kRows > 1) scales.begin(*this, layer);
         addColumns(layer, scales);
       } else {
         syncComputing();
-        if constexpr (isInDigits(kBits, kRows)) {
-          if (ends_channels) addColumnDigits();
+        if constexpr (mayMixInTiles(kBits)) {
+          if (ends_channels) addColumnTiles();
         }
       }
     }
   }
 
-  //! This block's columns of x_proj times the digits of its u, added to the sums of all blocks.
-  //! Those of other blocks in the same column blocks are taken times zero.
-  __device__ void addColumnDigits() {
+  //! This block's columns of x_proj times its u, added to the sums of all blocks. Those of other
+  //! blocks in the same column blocks are taken times zero.
+  __device__ void addColumnTiles() {
     forgetPlace();
     const ProductShare mine(args_, share(), warp_);
     constexpr int kColumns = 512 / kBits;
     const int before = kTileRows * share().pair - kColumns * mine.blocks.begin;
     const int channels = kTileRows * share().pairs;
-    const float most = largestMagnitude(), inverse = kLargestFixed * reciprocalUnit(most);
-    for (int i = thread_; i < kColumns / 4 * mine.blocks.size(); i += kDecodeThreads) {
-      const int channel = 4 * i - before;
-      const bool is_own = channel >= 0 && channel < channels;
-      const float4 none = {};
-      storeDigits<kBits>(args_.d, i,
-                         is_own ? *reinterpret_cast<const float4*>(u() + channel) : none, inverse);
+    const int columns = kColumns * mine.blocks.size();
+    float unit = 1.0f;
+    if constexpr (kRows == 1) {
+      const float most = largestNoted(0, 0), inverse = kLargestFixed * reciprocalUnit(most);
+      unit = most * (kCodeUnit<kBits> / kLargestFixed);
+      for (int i = thread_; i < columns / 4; i += kDecodeThreads) {
+        const int channel = 4 * i - before;
+        const bool is_own = channel >= 0 && channel < channels;
+        const float4 none = {};
+        storeDigits<kBits>(
+            args_.d, i, is_own ? *reinterpret_cast<const float4*>(u() + channel) : none, inverse);
+      }
+    } else {
+      for (int i = thread_; i < kRows * columns / 8; i += kDecodeThreads) {
+        const int pair = i / kRows - before / 8, text = i % kRows;
+        if (text >= args_.b) continue;
+        const bool is_own = pair >= 0 && pair < share().pairs;
+        const uint4 none = {};
+        storeEight(text, columns, i / kRows,
+                   is_own ? loadShared(args_.channels_at + 2 * placeOf(pair, text, pair)) : none);
+      }
     }
     syncComputing();
     const int units = args_.x_proj.rows / (2 * kTileRows);
-    const float unit_of_digits = most * (kCodeUnit<kBits> / kLargestFixed);
     multiplyUnits<kBits, kRows, true>(
         queue_, (units - warp_ + kDecodeWarps - 1) / kDecodeWarps, mine.blocks.size(),
-        laneActivations<kBits>(args_.d, 0), lane_, args_.signs, [&](int i, const TileSums& sums) {
-          const float first = joinDigits(sums.first, unit_of_digits);
-          const float twin = joinDigits(sums.twin, unit_of_digits);
-          if ((lane_ & 3) == 0) {
-            const int row = 2 * kTileRows * (warp_ + kDecodeWarps * i) + (lane_ >> 2);
-            addToSum(args_.sums + kSumStride * row, first);
-            addToSum(args_.sums + kSumStride * (row + kTileRows), twin);
+        laneActivations<kBits>(kRows == 1 ? args_.d : columns, 0), lane_, args_.signs,
+        [&](int i, const TileSums& sums) {
+          const int row = 2 * kTileRows * (warp_ + kDecodeWarps * i) + (lane_ >> 2);
+          unsigned long long* to = args_.sums + kSumStride * row;
+          if constexpr (kRows == 1) {
+            const float first = joinDigits(sums.first, unit), twin = joinDigits(sums.twin, unit);
+            if ((lane_ & 3) == 0) {
+              addToSum(to, first);
+              addToSum(to + kSumStride * kTileRows, twin);
+            }
+          } else {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              const int text = 2 * (lane_ & 3) + j;
+              if (text >= args_.b) break;
+              addToSum(to + kSumStride * text * mix(), sums.first[j]);
+              addToSum(to + kSumStride * (text * mix() + kTileRows), sums.twin[j]);
+            }
           }
         });
   }
 
-  static constexpr int kPairBytes = kTileRows * sizeof(Channel);  //!< Of a text in u().
+  /*!
+   * Where 8 columns `piece` of a text begin in a table [piece][text][8]. Texts are turned by two
+   * for each `turn`, so that products find those of two texts at four turns in different banks.
+   */
+  static __device__ int placeOf(int piece, int text, int turn) {
+    return kTileRows * (kRows * piece + ((text + 2 * turn) & (kRows - 1)));
+  }
 
-  //! The channels of a pair of one text, at an offset into shared memory.
-  static __device__ void loadChannels(float (&values)[kTileRows], int at) {
-    if constexpr (kRows == 1) {
-      const float4 low = floatsOf(loadShared(at)), high = floatsOf(loadShared(at + 16));
-      values[0] = low.x, values[1] = low.y, values[2] = low.z, values[3] = low.w;
-      values[4] = high.x, values[5] = high.y, values[6] = high.z, values[7] = high.w;
-    } else {
-      const uint4 words = loadShared(at);
-      const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 pair = unpackPair<__half>(pairs[i]);
-        values[2 * i] = pair.x, values[2 * i + 1] = pair.y;
-      }
-    }
+  //! Eight floats at an offset into shared memory.
+  static __device__ void loadEight(float (&values)[kTileRows], int at) {
+    const float4 low = floatsOf(loadShared(at)), high = floatsOf(loadShared(at + 16));
+    values[0] = low.x, values[1] = low.y, values[2] = low.z, values[3] = low.w;
+    values[4] = high.x, values[5] = high.y, values[6] = high.z, values[7] = high.w;
   }
 
   /*!
@@ -739,11 +820,11 @@ class DecodeBlock {
     }
 
     //! That of the next step; asks for one more.
-    __device__ float take(const DecodeBlock& block, int layer) {
+    __device__ __half take(const DecodeBlock& block, int layer) {
       if constexpr (kBits == 16) {
-        return 1.0f;
+        return __half{};
       } else {
-        const float scale = __half2float(ahead[0]);
+        const __half scale = ahead[0];
         ahead[0] = ahead[1], ahead[1] = ahead[2], ahead[2] = next(block, layer);
         return scale;
       }
@@ -778,7 +859,7 @@ class DecodeBlock {
     int entry = 0;
 #pragma unroll 1
     for (int tile = mine.tile; tile < mine.tiles; tile += kDecodeWarps) {
-      float sums[kRows] = {};
+      float sums[4] = {};  // Of several texts those of 2 quarter and 2 quarter + 1, as mma does.
 #pragma unroll 1
       for (int step = 0; step < mine.steps; ++step) {
         constexpr int kStepsOfWindow = ColumnShare<kBits>::kStepsOfWindow;
@@ -806,36 +887,35 @@ class DecodeBlock {
         }
         const int pair = 4 * step + quarter - mine.lead;
         const bool is_own = pair >= 0 && pair < pairs;
-        const float scale = scales.take(*this, layer);
-        float w[kTileRows];
-        unpackColumns(words, w);
-        // Weights of other blocks' pairs, or none at all, do not count.
-        const int inputs = args_.channels_at + (is_own ? pair : 0) * kRows * kPairBytes;
-#pragma unroll
-        for (int row = 0; row < kRows; ++row) {
-          float input[kTileRows];
-          loadChannels(input, inputs + row * kPairBytes);
-          float even = 0.0f, odd = 0.0f;
+        // Weights of other blocks' pairs, or none at all, do not count; their scales are zero.
+        const __half scale = scales.take(*this, layer);
+        const int own_pair = is_own ? pair : 0;
+        if constexpr (kRows == 1) {
+          float w[kTileRows], input[kTileRows], even = 0.0f, odd = 0.0f;
+          unpackColumns(words, w);
+          loadEight(input, args_.channels_at + 4 * kTileRows * own_pair);
 #pragma unroll
           for (int k = 0; k < kTileRows; k += 2) {
             even = fmaf(w[k], input[k], even), odd = fmaf(w[k + 1], input[k + 1], odd);
           }
-          if (is_own) sums[row] = fmaf(scale, even + odd, sums[row]);
+          const float factor = kBits == 16 ? 1.0f : __half2float(scale);
+          if (is_own) sums[0] = fmaf(factor, even + odd, sums[0]);
+        } else {
+          if (kBits == 16 && !is_own) words = {};
+          const int inputs = args_.channels_at + 2 * placeOf(own_pair, row_of_tile, own_pair);
+          multiplyRows<kBits>(sums, words, scale, loadShared(inputs));
         }
       }
-      // Lane q of four adds those of texts q, q + 4.
+      unsigned long long* to = args_.sums + kSumStride * (kTileRows * tile + row_of_tile);
+      if constexpr (kRows == 1) {
+        sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], 1);
+        sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], 2);
+        if (quarter == 0) addToSum(to, sums[0]);
+      } else {
 #pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        sums[row] += __shfl_xor_sync(0xffffffffu, sums[row], 1);
-        sums[row] += __shfl_xor_sync(0xffffffffu, sums[row], 2);
-        if (kRows > 4 && quarter == row % 4) sums[row & ~3] = sums[row];
-      }
-#pragma unroll
-      for (int first = 0; first < kRows; first += 4) {
-        const int row = first + quarter;
-        if (row < args_.b) {
-          addToSum(args_.sums + kSumStride * (row * mix() + kTileRows * tile + row_of_tile),
-                   sums[first]);
+        for (int i = 0; i < 2; ++i) {
+          const int row = 2 * quarter + i;
+          if (row < args_.b) addToSum(to + kSumStride * row * mix(), sums[i]);
         }
       }
     }
@@ -871,6 +951,28 @@ class DecodeBlock {
     return sharedAt<unsigned long long>(args_.totals_at);
   }
 
+  //! Of several texts dt as activations of a product, where sums of slices lie otherwise.
+  __device__ __half* steps() const { return sharedAt<__half>(args_.partials_at); }
+
+  static constexpr int kPiecesOfChunk = kStepChunk<kBits> / kTileRows;
+
+  //! Where piece `piece` of a chunk of a text's dt begins in steps().
+  static __device__ int stepPlace(int chunk, int piece, int text) {
+    return placeOf(kPiecesOfChunk * chunk + piece, text, chunk);
+  }
+
+  //! A value of mixed(), [text][r + 2 n].
+  __device__ void keepMixed(int slot, float value) const {
+    mixed()[slot] = value;
+    if constexpr (kRows > 1) {
+      const int text = slot / mix(), column = slot % mix();
+      if (column >= args_.r) return;
+      const int chunk = column / kStepChunk<kBits>, within = column % kStepChunk<kBits>;
+      steps()[stepPlace(chunk, within / kTileRows, text) + within % kTileRows] =
+          __float2half_rn(value);
+    }
+  }
+
   //! The complete sums to shared memory, normed where the model wants that. Ends in a barrier.
   __device__ void receiveSums() {
     forgetPlace();
@@ -888,7 +990,7 @@ class DecodeBlock {
       for (int i = 0; i < kSumsAtOnce; ++i) {
         if (i >= count) break;
         const int slot = first + i * kDecodeThreads;
-        mixed()[slot] = sumBetween(before[i], now[i], args_.addends);
+        keepMixed(slot, sumBetween(before[i], now[i], args_.addends));
         totals()[slot] = now[i];
       }
     }
@@ -903,7 +1005,9 @@ class DecodeBlock {
         for (int i = lane_; i < count; i += 32) squares = fmaf(values[i], values[i], squares);
         const float norm =
             rsqrtf(sumOfWarp(squares) / static_cast<float>(count) + args_.mixer_norm_eps);
-        for (int i = lane_; i < count; i += 32) values[i] *= norm;
+        for (int i = lane_; i < count; i += 32) {
+          keepMixed(static_cast<int>(values - mixed()) + i, values[i] * norm);
+        }
       }
       syncComputing();
     }
@@ -914,15 +1018,13 @@ class DecodeBlock {
     const int entries = stepEntries<kBits>(args_.r);
     const int chunks = args_.r / kStepChunk<kBits>;
     const int channel_lane = lane_ >> 2, quarter = lane_ & 3;
-    const int state = lane_ >> 1, half = lane_ & 1;
     const DecodeMatrix& matrix = args_.dt_proj;
     const __half* scales =
         reinterpret_cast<const __half*>(matrix.scales + layer * matrix.scales_layer_bytes);
     const int out_index = outputIndex();
     float my_bias = 0.0f, my_skip = 0.0f;
-    // Of a single text not converted before they are used, so that nothing waits for them sooner.
-    using Scale = std::conditional_t<kRows == 1, __half, float>;
-    Scale chunk_scale[4] = {};
+    // Not converted before they are used, so that nothing waits for them sooner.
+    __half chunk_scale[4] = {};
     const auto load = [&](int pair) {
       if (pair >= share().pairs) return;
       const int channel = kTileRows * (share().pair + pair);
@@ -934,19 +1036,19 @@ class DecodeBlock {
           const int chunk = quarter + 4 * i;
           const int group = (chunk * kStepChunk<kBits>) >> matrix.group_shift;
           chunk_scale[i] =
-              chunk < chunks
-                  ? static_cast<Scale>(scales[group * matrix.rows + channel + channel_lane])
-                  : Scale{};
+              chunk < chunks ? scales[group * matrix.rows + channel + channel_lane] : __half{};
         }
       }
     };
-    load(warp_);  // While the sums are on their way.
+    ScanItem<kRows> item(args_, warp_);
+    load(item.pair());  // While the sums are on their way.
     receiveSums();
-    for (int pair = warp_; pair < share().pairs; pair += kDecodeWarps) {
+    while (item.pair() < share().pairs) {
+      const int pair = item.pair(), first_text = item.firstText();
       const int channel = kTileRows * (share().pair + pair);
       // The slots of dt_proj, then the rates, then the state of a single text: see WeightStream.
       constexpr int kLast = kRows == 1 ? 2 : 1;
-      float step[kRows] = {};
+      float step[4] = {};  // As the sums in addColumns.
       uint4 rates = {}, states = {};
       Slot slot = {};
 #pragma unroll 1
@@ -965,10 +1067,12 @@ class DecodeBlock {
           const int entry = first + i, chunk = quarter + 4 * entry;
           if (entry == entries) rates = words[0];
           if (entry == entries + 1) states = words[0];
-          if (chunk < chunks) {
+          if constexpr (kRows > 1) {
+            if (entry < entries) multiplySteps(step, words[0], chunk_scale[0], chunk, chunks);
+          } else if (chunk < chunks) {
             float w[kStepChunk<kBits>];
             unpackSteps(words[0], w);
-            addSteps(step, w, kBits == 16 ? 1.0f : static_cast<float>(chunk_scale[0]), chunk);
+            addSteps(step[0], w, kBits == 16 ? 1.0f : __half2float(chunk_scale[0]), chunk);
           }
           moveUp(chunk_scale);
           moveUp(words);
@@ -978,62 +1082,87 @@ class DecodeBlock {
           __uint_as_float(rates.x) * kLog2E, __uint_as_float(rates.y) * kLog2E,
           __uint_as_float(rates.z) * kLog2E, __uint_as_float(rates.w) * kLog2E};
       const float bias_kept = my_bias, skip_kept = my_skip;
-      load(pair + kDecodeWarps);
-      // Of texts first_row ..., as many as there are states; those of no text are not kept.
-      const auto advanceStates = [&](int first_row, auto& states_of) {
-        constexpr int kCount = sizeof(states_of) / sizeof(uint4);
-        float dt[kCount], out[kCount], h[kCount][4];
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) {
-          float sum = step[first_row + j];
-          sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-          sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-          dt[j] = softplusFast(sum + bias_kept);
-        }
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) {
-          const int row = kRows == 1 ? 0 : min(first_row + j, args_.b - 1);
-          const float4 before = floatsOf(states_of[j]);
-          h[j][0] = before.x, h[j][1] = before.y, h[j][2] = before.z, h[j][3] = before.w;
-          const float* projected = mixed() + row * mix() + args_.r;
-          const float B = projected[state], C = projected[kDecodeState + state];
-          const Channel* input = u() + (pair * kRows + row) * kTileRows;
-          float y[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float mine = __shfl_sync(0xffffffffu, dt[j], 4 * (4 * half + i));
-            const float drive = mine * toFloat(input[4 * half + i]) * B;
-            h[j][i] = fmaf(exp2Unit(mine * rates_of[i]), h[j][i], drive);
-            y[i] = C * h[j][i];
-          }
-          out[j] = gatedOutput(row, pair, y, out_index, skip_kept);
-        }
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) {
-          const int row = first_row + j;
-          if (kRows > 1 && row >= args_.b) break;
-          publishOutput(layer, row, pair, out[j], out_index);
-          float* to = args_.ssm_state +
-                      ((int64_t{layer} * args_.b + row) * kDecodeState + state) * args_.d +
-                      channel + 4 * half;
-          *reinterpret_cast<float4*>(to) = {h[j][0], h[j][1], h[j][2], h[j][3]};
-        }
-      };
+      item.step();
+      load(item.pair());
+      if constexpr (kRows == 1) {
+        step[0] += __shfl_xor_sync(0xffffffffu, step[0], 1);
+        step[0] += __shfl_xor_sync(0xffffffffu, step[0], 2);
+      }
+      const float dt[2] = {softplusFast(step[0] + bias_kept),
+                           kRows > 1 ? softplusFast(step[1] + bias_kept) : 0.0f};
       if constexpr (kRows == 1) {
         const uint4 only[1] = {states};
-        advanceStates(0, only);
+        advanceStates(layer, pair, 0, dt, rates_of, skip_kept, only);
       } else {
-        const Slot states_of_all = queue_.take();
-#pragma unroll
-        for (int first = 0; first < kRows; first += 2) {
-          if (first >= args_.b) break;
-          const uint4 two[2] = {loadShared(states_of_all.at + entryAt<kBits>(first)),
-                                loadShared(states_of_all.at + entryAt<kBits>(first + 1))};
-          advanceStates(first, two);
+        const Slot slot_of_states = queue_.take();
+        const auto statesOf = [&](int i) {
+          return loadShared(slot_of_states.at + entryAt<kBits>(0) + i / 4 * entryAt<kBits>(4) +
+                            i % 4 * entryAt<kBits>(1));
+        };
+        const int texts = min(item.texts(), args_.b - first_text);
+        if (item.texts() == 2) {
+          const uint4 two[2] = {statesOf(0), statesOf(1)};
+          advanceStates(layer, pair, first_text, dt, rates_of, skip_kept, two);
+        } else {
+#pragma unroll 1
+          for (int i = 0; i < texts; i += 4) {
+            const uint4 four[4] = {statesOf(i), statesOf(i + 1), statesOf(i + 2), statesOf(i + 3)};
+            advanceStates(layer, pair, first_text + i, dt, rates_of, skip_kept, four);
+          }
         }
         queue_.lookAhead();
-        queue_.giveBack(states_of_all, lane_);
+        queue_.giveBack(slot_of_states, lane_);
       }
+    }
+  }
+
+  //! The u of a text for channels 4 half ... 4 half + 3 of a pair.
+  __device__ float4 inputsOf(int pair, int text, int half) const {
+    const int place = placeOf(pair, text, pair) + 4 * half;
+    if constexpr (kRows == 1) return floatsOf(loadShared(args_.channels_at + 4 * place));
+    const uint2 words = loadSharedHalf(args_.channels_at + 2 * place);
+    const float2 low = unpackPair<__half>(words.x), high = unpackPair<__half>(words.y);
+    return {low.x, low.y, high.x, high.y};
+  }
+
+  /*!
+   * Of a pair the states of the texts from `first_text` on, of several an even one: a step further,
+   * and their outputs. dt: of channel lane / 4 for texts 2 (lane % 4) and the next. States of no
+   * text are not kept.
+   */
+  template <int kCount>
+  __device__ void advanceStates(int layer, int pair, int first_text, const float (&dt)[2],
+                                const float (&rates)[4], float skip,
+                                const uint4 (&states)[kCount]) {
+    const int state = lane_ >> 1, half = lane_ & 1;
+    float4 h[kCount];
+    float y[kCount][4];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      const float* projected = mixed() + (first_text + j) * mix() + args_.r + state;
+      const float B = projected[0], C = projected[kDecodeState];
+      const float4 input = inputsOf(pair, first_text + j, half);
+      const int lane_of_dt = 16 * half + (first_text >> 1) + (j >> 1);
+      const auto advance = [&](int i, float before, float in) {
+        const float mine = __shfl_sync(0xffffffffu, dt[j & 1], lane_of_dt + 4 * i);
+        const float after = fmaf(exp2Unit(mine * rates[i]), before, mine * in * B);
+        y[j][i] = C * after;
+        return after;
+      };
+      const float4 before = floatsOf(states[j]);
+      h[j] = {advance(0, before.x, input.x), advance(1, before.y, input.y),
+              advance(2, before.z, input.z), advance(3, before.w, input.w)};
+    }
+    publishOutput<kCount>(layer, pair, first_text, sumOverStates(y), skip);
+    const int channel = kTileRows * (share().pair + pair) + 4 * half;
+    float* to = args_.ssm_state +
+                ((int64_t{layer} * args_.b + first_text) * kDecodeState + state) * args_.d +
+                channel;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      if (kRows > 1 && first_text + j >= args_.b) break;
+      *reinterpret_cast<float4*>(to) = h[j];
+      to += kDecodeState * args_.d;
     }
   }
 
@@ -1115,16 +1244,16 @@ class DecodeBlock {
           value = fmaf(exp2Unit(mine * (rate * kLog2E)), value, mine * in * B);
           return C * value;
         };
-        const float y[4] = {
-            advance(0, h[j].x, rates[j].x, input.x), advance(1, h[j].y, rates[j].y, input.y),
-            advance(2, h[j].z, rates[j].z, input.z), advance(3, h[j].w, rates[j].w, input.w)};
-        out[j] = gatedOutput(0, pair, y, out_index, skip_kept[j]);
+        const float y[1][4] = {
+            {advance(0, h[j].x, rates[j].x, input.x), advance(1, h[j].y, rates[j].y, input.y),
+             advance(2, h[j].z, rates[j].z, input.z), advance(3, h[j].w, rates[j].w, input.w)}};
+        out[j] = sumOverStates(y);
       }
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
         if (j >= count) break;
         const int pair = first + j * kDecodeWarps;
-        publishOutput(layer, 0, pair, out[j], out_index);
+        publishOutput<1>(layer, pair, 0, out[j], skip_kept[j]);
         const int channel = kTileRows * (share().pair + pair) + 4 * half;
         *reinterpret_cast<float4*>(
             args_.ssm_state + (int64_t{layer} * kDecodeState + state) * args_.d + channel) = h[j];
@@ -1178,25 +1307,35 @@ class DecodeBlock {
     }
   }
 
-  //! step[text] += scale * (16 or 8 weights of dt_proj) . dt
-  __device__ void addSteps(float (&step)[kRows], const float (&w)[kStepChunk<kBits>], float scale,
+  //! step += scale * (16 or 8 weights of dt_proj) . dt
+  __device__ void addSteps(float& step, const float (&w)[kStepChunk<kBits>], float scale,
                            int chunk) const {
+    const float4* dt = reinterpret_cast<const float4*>(mixed() + chunk * kStepChunk<kBits>);
+    float dot = 0.0f;
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      if (row < args_.b) {
-        const float4* dt =
-            reinterpret_cast<const float4*>(mixed() + row * mix() + chunk * kStepChunk<kBits>);
-        float dot = 0.0f;
+    for (int i = 0; i < kStepChunk<kBits> / 4; ++i) {
+      const float4 v = dt[i];
+      dot = fmaf(w[4 * i], v.x, dot);
+      dot = fmaf(w[4 * i + 1], v.y, dot);
+      dot = fmaf(w[4 * i + 2], v.z, dot);
+      dot = fmaf(w[4 * i + 3], v.w, dot);
+    }
+    step = fmaf(scale, dot, step);
+  }
+
+  //! The same of several texts, by multiplyRows; a chunk beyond `chunks` counts nothing.
+  __device__ void multiplySteps(float (&step)[4], const uint4& words, __half scale, int chunk,
+                                int chunks) const {
+    const bool exists = chunk < chunks;
+    const int from = exists ? chunk : 0;
 #pragma unroll
-        for (int i = 0; i < kStepChunk<kBits> / 4; ++i) {
-          const float4 v = dt[i];
-          dot = fmaf(w[4 * i], v.x, dot);
-          dot = fmaf(w[4 * i + 1], v.y, dot);
-          dot = fmaf(w[4 * i + 2], v.z, dot);
-          dot = fmaf(w[4 * i + 3], v.w, dot);
-        }
-        step[row] = fmaf(scale, dot, step[row]);
-      }
+    for (int piece = 0; piece < kPiecesOfChunk; ++piece) {
+      uint4 part = words;
+      if (kBits == 16 && !exists) part = {};  // Scales are zero.
+      if (piece == 1) part.x = kBits == 8 ? words.z : words.y, part.y = words.w;
+      const int text = lane_ >> 2;
+      multiplyRows<kBits>(step, part, scale,
+                          loadShared(args_.partials_at + 2 * stepPlace(from, piece, text)));
     }
   }
 
@@ -1215,31 +1354,58 @@ class DecodeBlock {
     return 4 * (lane_ & 1) + 2 * ((lane_ >> 1) & 1) + ((lane_ >> 2) & 1);
   }
 
-  //! Sums y over the 16 states: halving exchanges, so that every lane ends with one channel.
-  __device__ float gatedOutput(int row, int pair, const float (&y)[4], int out_index, float skip) {
-    const bool upper = (lane_ & 2) != 0;
-    float keep0 = upper ? y[2] : y[0], keep1 = upper ? y[3] : y[1];
-    keep0 += __shfl_xor_sync(0xffffffffu, upper ? y[0] : y[2], 2);
-    keep1 += __shfl_xor_sync(0xffffffffu, upper ? y[1] : y[3], 2);
-    const bool second = (lane_ & 4) != 0;
-    float sum = second ? keep1 : keep0;
-    sum += __shfl_xor_sync(0xffffffffu, second ? keep0 : keep1, 4);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 8);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 16);
-    const int at = (pair * kRows + row) * kTileRows + out_index;
-    return fmaf(skip, toFloat(u()[at]), sum) * toFloat(gate()[at]);
+  //! Sums y, of some texts, over the 16 states: halving exchanges, so that every lane ends with one
+  //! channel, outputIndex(), of one text, (lane / 8) % kCount.
+  template <int kCount>
+  __device__ float sumOverStates(const float (&y)[kCount][4]) const {
+    float sums[kCount];
+    const bool upper = (lane_ & 2) != 0, second = (lane_ & 4) != 0;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      float keep0 = upper ? y[j][2] : y[j][0], keep1 = upper ? y[j][3] : y[j][1];
+      keep0 += __shfl_xor_sync(0xffffffffu, upper ? y[j][0] : y[j][2], 2);
+      keep1 += __shfl_xor_sync(0xffffffffu, upper ? y[j][1] : y[j][3], 2);
+      sums[j] = second ? keep1 : keep0;
+      sums[j] += __shfl_xor_sync(0xffffffffu, second ? keep0 : keep1, 4);
+    }
+    int left = kCount;
+#pragma unroll
+    for (int bit = 8; bit <= 16; bit *= 2) {
+      const bool odd = left > 1 && (lane_ & bit) != 0;
+#pragma unroll
+      for (int j = 0; j < (left + 1) / 2; ++j) {
+        const float even_sum = sums[2 * j], odd_sum = left > 1 ? sums[2 * j + 1] : even_sum;
+        sums[j] = (odd ? odd_sum : even_sum) +
+                  __shfl_xor_sync(0xffffffffu, odd ? even_sum : odd_sum, bit);
+      }
+      left = (left + 1) / 2;
+    }
+    return sums[0];
   }
 
-  __device__ void publishOutput(int layer, int row, int pair, float out, int out_index) const {
-    if (lane_ >= kTileRows) return;
-    float* to = args_.outputs + int64_t{row} * args_.d + kTileRows * (share().pair + pair);
-    publish(to + out_index, out, lastEpoch(row) + layer + 1);
+  //! What sumOverStates gives, with the skip and the gate, for the other blocks.
+  template <int kCount>
+  __device__ void publishOutput(int layer, int pair, int first_text, float sum, float skip) const {
+    const int out_index = outputIndex();
+    const int text = first_text + ((lane_ >> 3) & (kCount - 1));
+    const int at = placeOf(pair, text, pair) + out_index;
+    const float out = fmaf(skip, toFloat(u()[at]), sum) * toFloat(gate()[at]);
+    const int column = kTileRows * (share().pair + pair) + out_index;
+    if constexpr (kRows == 1) {
+      if (lane_ < kTileRows) publish(args_.outputs + column, out, lastEpoch(0) + layer + 1);
+    } else {
+      const float next = __shfl_down_sync(0xffffffffu, out, 4);  // See outputIndex.
+      if (lane_ >= kTileRows * kCount || (lane_ & 4) != 0 || text >= args_.b) return;
+      publishPair(args_.output_pairs + ((args_.d * text + column) >> 1), out, next,
+                  lastEpoch(text) + layer + 1);
+    }
   }
 
   //! The gated outputs of all blocks as activations of out_proj, by the warps that multiply them.
   __device__ void stageOutputs(int layer) {
     forgetPlace();
-    const Slice<kBits> slice(args_.out_proj, args_.out_split, warp_, lane_);
+    const Slice<kBits> slice(ProductShare(args_.out_proj, args_.out_split, warp_), args_.out_split,
+                             lane_);
     // Others may still read the digits of dt; those of the same slice are awaited anyway.
     if (mixesInDigits() && slice.log_slices > 0) syncComputing();
     const uint32_t epoch = lastEpoch(0) + layer + 1;
@@ -1280,23 +1446,23 @@ class DecodeBlock {
     slice.sync();
   }
 
-  //! The same of several texts, by all warps. Ends in a barrier.
-  __device__ void receiveOutputs(int layer) {
+  //! A part of the same of several texts, by all warps. Ends in a barrier.
+  __device__ void receiveOutputs(int layer, ColumnPart part) {
     forgetPlace();
     const int row = thread_ / kRowThreads, thread = thread_ % kRowThreads;
-    const int quads = args_.d / 4;
-    const float* from = args_.outputs + int64_t{row} * args_.d;
+    const int columns = args_.d / part.count, eights = columns / 8;
+    const uint32_t* from = args_.output_pairs + (args_.d * row + part.index * columns) / 2;
     if (row < args_.b) {
       const uint32_t epoch = lastEpoch(row) + layer + 1;
-      for (int first = thread; first < quads; first += kQuadsAtOnce * kRowThreads) {
-        const int count = (quads - first + kRowThreads - 1) / kRowThreads;
-        const auto quadOf = [&](int i) { return first + i * kRowThreads; };
-        uint4 word[kQuadsAtOnce] = {};
-        awaitQuads(word, count, epoch, [&](int i) { return from + 4 * quadOf(i); });
+      for (int first = thread; first < eights; first += kQuadsAtOnce * kRowThreads) {
+        const int count = (eights - first + kRowThreads - 1) / kRowThreads;
+        const auto eightOf = [&](int i) { return first + i * kRowThreads; };
+        uint4 words[kQuadsAtOnce] = {};
+        awaitPairs(words, count, epoch, [&](int i) { return from + 4 * eightOf(i); });
 #pragma unroll
         for (int i = 0; i < kQuadsAtOnce; ++i) {
           if (i >= count) break;
-          storeActivations<kBits>(row, args_.d, quadOf(i), valuesOf(word[i]));
+          storeEight(row, columns, eightOf(i), words[i]);
         }
       }
     }
@@ -1306,29 +1472,37 @@ class DecodeBlock {
   __device__ void outputs(int layer) {
     if (share().outs == 0) return;
     const bool is_last = layer + 1 == args_.layers;
-    for (int first = 0; 2 * first < share().outs; first += kBatchUnits) {
-      const Batch batch =
-          batchOf<kBits>(args_.out_proj, args_.out_split, args_.d, first, share().outs);
-      if (first == 0) {
-        if constexpr (kRows == 1) {
-          stageOutputs(layer);
-        } else {
-          receiveOutputs(layer);
+    const int batch_units = batchUnits(kRows, args_.out_split.log_slices);
+    const int parts = kRows > 1 ? args_.out_parts : 1;
+#pragma unroll 1
+    for (int part = 0; part < parts; ++part) {
+      for (int first = 0; 2 * first < share().outs; first += batch_units) {
+        const Batch batch = batchOf<kBits>(args_.out_proj, args_.out_split, args_.d / parts, first,
+                                           share().outs, {parts, part});
+        if (first == 0) {
+          if constexpr (kRows == 1) {
+            stageOutputs(layer);
+          } else {
+            receiveOutputs(layer, {parts, part});
+          }
         }
+        multiplyBatch<kBits, true>(batch, args_.out_split);
+        syncComputing();
+        const int tiles = min(2 * batch_units, share().outs - 2 * first), rounds = roundsOf(tiles);
+        for (int round = 0; round < rounds; ++round) {
+          const Item item(thread_, round);
+          const int tile = 2 * first + item.tile;
+          if (item.tile >= tiles || item.row >= args_.b) continue;
+          float& residual = own()[(tile * kRows + item.row) * kTileRows + item.index];
+          residual += sumOfSlices(item.tile, item.row, item.index, args_.out_split);
+          if (part + 1 < parts) continue;
+          const int column = kTileRows * (share().out + tile) + item.index;
+          publish(args_.residuals + int64_t{item.row} * args_.m + column, residual,
+                  lastEpoch(item.row) + layer + 2);
+          if (is_last && args_.y != nullptr) args_.y[item.row * args_.m + column] = residual;
+        }
+        syncComputing();
       }
-      multiplyBatch<kBits, true>(batch, args_.out_split);
-      syncComputing();
-      const Item item(thread_);
-      const int tile = 2 * first + item.tile;
-      if (item.tile < 2 * kBatchUnits && tile < share().outs && item.row < args_.b) {
-        float& residual = own()[(tile * kRows + item.row) * kTileRows + item.index];
-        residual += sumOfSlices(item.tile, item.row, item.index, args_.out_split);
-        const int column = kTileRows * (share().out + tile) + item.index;
-        publish(args_.residuals + int64_t{item.row} * args_.m + column, residual,
-                lastEpoch(item.row) + layer + 2);
-        if (is_last && args_.y != nullptr) args_.y[item.row * args_.m + column] = residual;
-      }
-      syncComputing();
     }
   }
 
@@ -1353,15 +1527,17 @@ class DecodeBlock {
     } else {
       normalise<kHeadBits>(args_.layers, args_.final_norm);
     }
-    const int units = (share().heads + 1) / 2;
-    for (int first = 0; first < units; first += kBatchUnits) {
+    const int batch_units = batchUnits(kRows, args_.head_split.log_slices);
+    for (int first = 0; 2 * first < share().heads; first += batch_units) {
       multiplyBatch<kHeadBits, true>(
           batchOf<kHeadBits>(args_.head, args_.head_split, args_.m, first, share().heads),
           args_.head_split);
       syncComputing();
-      const Item item(thread_);
-      const int tile = 2 * first + item.tile;
-      if (item.tile < 2 * kBatchUnits && tile < share().heads && item.row < args_.b) {
+      const int tiles = min(2 * batch_units, share().heads - 2 * first), rounds = roundsOf(tiles);
+      for (int round = 0; round < rounds; ++round) {
+        const Item item(thread_, round);
+        const int tile = 2 * first + item.tile;
+        if (item.tile >= tiles || item.row >= args_.b) continue;
         const float logit =
             sumOfSlices(item.tile, item.row, item.index, args_.head_split) * normOfText(item.row);
         const int32_t id = kTileRows * (share().head + tile) + item.index;
@@ -1392,7 +1568,7 @@ class DecodeBlock {
     }
     const int epochs = args_.layers + 1;  // Of this call.
     const auto bestOf = [&](int row, int block) {
-      return args_.best + 2 * (int64_t{row} * kMaxDecodeBlocks + block);
+      return args_.best + 2 * (row * kMaxDecodeBlocks + block);
     };
     syncComputing();
     // One candidate a thread; threads of one text differ in tile and index.

@@ -17,7 +17,8 @@
  * the digits are put together once a tile.
  *
  * For more texts, codes become float16 by writing them into the mantissa of 1024 (the trick of
- * FasterTransformer's and Marlin's dequantisation): exact, and multiplied as integers.
+ * FasterTransformer's and Marlin's dequantisation): exact, and multiplied as integers; in the
+ * narrow products of multiplyRows times their scale.
  *
  * A 4-bit word holds columns 0, 2, 4, 6 in the low halves of its bytes and 1, 3, 5, 7 in the upper
  * ones; as float16 it gives the pairs (0, 4), (1, 5), (2, 6), (3, 7). Activations that meet 4-bit
@@ -164,6 +165,41 @@ __device__ __forceinline__ void multiplyCodes(TileSums& sums, const uint32_t (&w
 #pragma unroll
   for (int i = 0; i < 4; ++i) even[i] += odd[i];
   sums.add(even, scale, twin_scale);
+}
+
+//! Eight float16 in the order that activationPlace has for 4 bits: the pairs (0, 4), (1, 5), ...
+__device__ __forceinline__ uint4 alternating(const uint4& v) {
+  return {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
+          __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632)};
+}
+
+/*!
+ * Weights of one tile times activations of several texts, a lane's 8 of row g with the 8 of text g:
+ * c[0] and c[1] += row g's sums for the texts 2 t and 2 t + 1. Codes are multiplied by their scale
+ * before, as lanes of a row may have different ones. x: in columns' order.
+ */
+template <int kBits>
+__device__ __forceinline__ void multiplyRows(float (&c)[4], const uint4& words, __half scale,
+                                             const uint4& x) {
+  uint32_t w[4] = {words.x, words.y, words.z, words.w};
+  uint4 y = x;
+  if constexpr (kBits == 8) {
+    fromBytes(words.y, w[2], w[3]);
+    fromBytes(words.x, w[0], w[1]);
+  } else if constexpr (kBits == 4) {
+    fromNibbles(words.x, w);
+    y = alternating(x);
+  }
+  if constexpr (kBits != 16) {
+    const __half2 scales = __half2half2(scale);
+#pragma unroll
+    for (uint32_t& pair : w) {
+      const __half2 scaled = __hmul2(reinterpret_cast<const __half2&>(pair), scales);
+      pair = reinterpret_cast<const uint32_t&>(scaled);
+    }
+  }
+  mma(c, w[0], 0u, w[1], 0u, y.x, y.y);
+  mma(c, w[2], 0u, w[3], 0u, y.z, y.w);
 }
 
 //! 16 activations of a lane that 64 columns in codes meet.

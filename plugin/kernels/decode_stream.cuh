@@ -75,24 +75,32 @@ struct BlockShare {
         heads(args.first_head[block + 1] - head) {}
 };
 
+//! Of a product's columns the part `index` of `count`, which are equal.
+struct ColumnPart {
+  int count = 1, index = 0;
+};
+
 //! A warp's part of a product: which columns, and which of the units of two tiles.
 struct ProductShare {
   int slice;
-  Range blocks;  //!< Column blocks of 64 bytes.
+  Range blocks;    //!< Column blocks of 64 bytes.
+  int part_begin;  //!< Where those of all warps begin.
   int unit, unit_step;
 
-  __device__ ProductShare(const DecodeMatrix& matrix, DecodeSplit split, int warp) {
+  __device__ ProductShare(const DecodeMatrix& matrix, DecodeSplit split, int warp,
+                          ColumnPart part = {}) {
     slice = warp & ((1 << split.log_slices) - 1);
-    const int count = matrix.row_bytes / 64;
-    blocks = {firstOfSlice(count, split.log_slices, slice),
-              firstOfSlice(count, split.log_slices, slice + 1)};
+    const int count = matrix.row_bytes / 64 / part.count;
+    part_begin = part.index * count;
+    blocks = {part_begin + firstOfSlice(count, split.log_slices, slice),
+              part_begin + firstOfSlice(count, split.log_slices, slice + 1)};
     unit = warp >> split.log_slices;
     unit_step = kDecodeWarps >> split.log_slices;
   }
 
   //! Of x_proj in digits: the column blocks that hold this block's channels, units dealt to warps.
   __device__ ProductShare(const DecodeArgs& args, const BlockShare& share, int warp)
-      : slice(0), unit(warp), unit_step(kDecodeWarps) {
+      : slice(0), part_begin(0), unit(warp), unit_step(kDecodeWarps) {
     const int columns = 512 / args.x_proj.bits;
     blocks = {kTileRows * share.pair / columns,
               (kTileRows * (share.pair + share.pairs) + columns - 1) / columns};
@@ -125,6 +133,20 @@ template <int kBits>
 __device__ __forceinline__ int firstGates(const DecodeArgs& args, int pairs) {
   return mayPutGatesApart(kBits) && args.puts_gates_apart != 0 ? (pairs + 1) / 2 : pairs;
 }
+
+//! What a warp scans at a time: a pair, of several texts perhaps some of them.
+template <int kRows>
+struct ScanItem {
+  int index;
+  const int log_groups;
+
+  __device__ ScanItem(const DecodeArgs& args, int warp)
+      : index(warp), log_groups(kRows > 1 ? args.log_text_groups : 0) {}
+  __device__ void step() { index += kDecodeWarps; }
+  __device__ int pair() const { return index >> log_groups; }
+  __device__ int texts() const { return kRows >> log_groups; }
+  __device__ int firstText() const { return (index & ((1 << log_groups) - 1)) * texts(); }
+};
 
 //! Weights of one row of dt_proj that a lane takes at once: 16 bytes, or 8 of 4-bit codes.
 template <int kBits>
@@ -303,10 +325,14 @@ class WeightFetcher {
 #pragma unroll 1
       for (int i = kIn; i <= kHead; ++i) {
         if ((i == kHead) != is_head) continue;
-        if (i == kColumns && !(isInDigits(kBits, kRows) && args_.mixes_in_digits != 0)) {
+        if (i == kColumns && !(mayMixInTiles(kBits) && args_.mixes_in_tiles != 0)) {
           fetchColumns(layer);
         } else if (i != kGates || mayPutGatesApart(kBits)) {
-          fetchProduct(static_cast<Product>(i), is_head ? 0 : layer);
+          const int parts = kRows > 1 && i == kOut ? args_.out_parts : 1;
+#pragma unroll 1
+          for (int part = 0; part < parts; ++part) {
+            fetchProduct(static_cast<Product>(i), is_head ? 0 : layer, {parts, part});
+          }
         }
         if (i == kIn) prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
         if (i == kGates) fetchScan(layer);
@@ -337,7 +363,7 @@ class WeightFetcher {
    * A copy takes whole lines of 128 bytes, 8 lanes each, because a multiprocessor asks for one line
    * in two clocks, however little of it: lane 8 i + c copies 16 bytes c of row i.
    */
-  __device__ void fetchProduct(Product product, int layer) {
+  __device__ void fetchProduct(Product product, int layer, ColumnPart part) {
     const DecodeMatrix& matrix = product == kColumns ? args_.x_proj
                                  : product == kOut   ? args_.out_proj
                                  : product == kHead  ? args_.head
@@ -348,7 +374,7 @@ class WeightFetcher {
                                                  product == kOut    ? args_.out_split
                                                  : product == kHead ? args_.head_split
                                                                     : args_.in_split,
-                                                 warp_);
+                                                 warp_, part);
     const int gates = firstGates<kBits>(args_, share_.pairs);
     const int tiles = product == kIn        ? 2 * gates
                       : product == kColumns ? (share_.pairs > 0 ? matrix.rows / kTileRows : 0)
@@ -443,8 +469,8 @@ class WeightFetcher {
     constexpr int kLast = kRows == 1 ? 2 : 1;  // The rates, and the state of a single text.
     const int entries = stepEntries<kBits>(args_.r);
     const int chunks = args_.r / kStepChunk<kBits>;
-    for (int pair = warp_; pair < share_.pairs; pair += kDecodeWarps) {
-      const int channel = kTileRows * (share_.pair + pair);
+    for (ScanItem<kRows> item(args_, warp_); item.pair() < share_.pairs; item.step()) {
+      const int channel = kTileRows * (share_.pair + item.pair());
       const int at = (lane_ >> 1) * args_.d + channel + 4 * (lane_ & 1);
       const uint8_t* from = args_.dt_proj.data + layer * args_.dt_proj.layer_bytes +
                             int64_t{channel + (lane_ >> 2)} * args_.dt_proj.row_bytes +
@@ -473,8 +499,10 @@ class WeightFetcher {
       if constexpr (kRows > 1) {
         const uint32_t to = begin() + 16 * lane_;
 #pragma unroll
-        for (int text = 0; text < kRows; ++text) {
-          if (text < args_.b) copyAsync<16>(to + entryAt<kBits>(text), states + text * state_bytes);
+        for (int i = 0; i < kRows; ++i) {
+          const int text = item.firstText() + i;
+          if (i >= item.texts() || text >= args_.b) break;
+          copyAsync<16>(to + entryAt<kBits>(i), states + text * state_bytes);
         }
         end();
       }

@@ -57,11 +57,9 @@ void dealsAll(const uint16_t* first, int blocks, int count) {
   for (int i = 0; i < blocks; ++i) S6_EXPECT(first[i] <= first[i + 1]);
 }
 
-//! A batch has work for every row group, and of a single text the warps that share a slice of the
-//! columns hold it.
+//! Of a single text the warps that share a slice of the columns hold it.
 void splitFits(const s6::DecodeMatrix& matrix, s6::DecodeSplit split, int rows, int most_quads) {
   const int row_groups = s6::kDecodeWarps >> split.log_slices;
-  S6_EXPECT(row_groups <= s6::batchPairs(rows));
   const int count = matrix.row_bytes / 64;
   for (int slice = 0; rows == 1 && slice < 1 << split.log_slices; ++slice) {
     const int blocks = s6::firstOfSlice(count, split.log_slices, slice + 1) -
@@ -121,8 +119,8 @@ void plansEveryPublishedModel() {
           splitFits(args.in_proj, args.in_split, rows, s6::kResidualQuads);
           splitFits(args.out_proj, args.out_split, rows, s6::kOutputQuads);
           splitFits(args.head, args.head_split, rows, s6::kResidualQuads);
-          // Eight texts of the two largest models need more shared memory than Orin has.
-          const bool must_fit = blocks == 8 && (b <= 4 || p.m <= 1536);
+          // Eight texts of the largest model need more shared memory than Orin has.
+          const bool must_fit = blocks == 8 && (b <= 4 || p.m <= 2048);
           const int least = b == 1 ? 3 : s6::kLeastDepth;
           if (must_fit && args.depth < least) {
             std::fprintf(stderr, "%s, %d bits, %d texts: %d slots\n", shape.name, bits, b,
@@ -154,16 +152,46 @@ void ringsTakeWhatIsLeft() {
   }
 }
 
-//! Digits where a warp has a pair; either way a block adds once to each sum.
-void takesDigitsWhereTheyPay() {
-  const S6Decode one = problem(kPublished[0], 4, 1), several = problem(kPublished[0], 4, 4);
+//! x_proj by tiles where a warp has a pair, of codes; either way a block adds once to each sum.
+void mixesInTilesWhereThatPays() {
   const S6Decode half = problem(kPublished[0], 16, 1);
-  const s6::DecodeArgs few = s6::planDecode(one, 8, kOrinSharedBytes);
-  S6_EXPECT(few.mixes_in_digits && few.addends == few.blocks);
-  const s6::DecodeArgs many = s6::planDecode(one, 132, kOrinSharedBytes);
-  S6_EXPECT(!many.mixes_in_digits && many.addends == many.blocks);
-  S6_EXPECT(!s6::planDecode(several, 8, kOrinSharedBytes).mixes_in_digits);
-  S6_EXPECT(!s6::planDecode(half, 8, kOrinSharedBytes).mixes_in_digits);
+  S6_EXPECT(!s6::planDecode(half, 8, kOrinSharedBytes).mixes_in_tiles);
+  for (const int b : {1, 4}) {
+    const S6Decode p = problem(kPublished[0], 4, b);
+    const s6::DecodeArgs few = s6::planDecode(p, 8, kOrinSharedBytes);
+    S6_EXPECT(few.mixes_in_tiles && few.addends == few.blocks);
+    const s6::DecodeArgs many = s6::planDecode(p, 132, kOrinSharedBytes);
+    S6_EXPECT(!many.mixes_in_tiles && many.addends == many.blocks);
+  }
+}
+
+//! Where a block has fewer pairs than warps, warps share the texts of a pair; those of a group are
+//! at least two and of one pair.
+void dealsTextsWherePairsAreFew() {
+  for (const Shape& shape : kPublished) {
+    for (const int blocks : {8, 132}) {
+      const S6Decode p = problem(shape, 16, 8);
+      const s6::DecodeArgs args = s6::planDecode(p, blocks, kHopperSharedBytes);
+      const int pairs = args.first_pair[1], groups = 1 << args.log_text_groups;
+      S6_EXPECT(groups == 1 || groups * pairs <= s6::kDecodeWarps);
+      S6_EXPECT(groups == 4 || 2 * groups * pairs > s6::kDecodeWarps);
+      S6_EXPECT(s6::planDecode(problem(shape, 16, 1), blocks, kHopperSharedBytes).log_text_groups ==
+                0);
+    }
+  }
+}
+
+//! The columns of out_proj are taken in two parts where the rings of several texts gain by that.
+void takesOutputsInParts() {
+  const Shape& largest = kPublished[4];
+  const auto partsOf = [&](const Shape& shape, int bits, int b, int shared_bytes) {
+    return s6::planDecode(problem(shape, bits, b), 8, shared_bytes).out_parts;
+  };
+  S6_EXPECT(partsOf(largest, 16, 8, kHopperSharedBytes) == 2);
+  S6_EXPECT(partsOf(largest, 4, 8, kHopperSharedBytes) == 1);
+  S6_EXPECT(partsOf(kPublished[3], 4, 8, kOrinSharedBytes) == 2);
+  S6_EXPECT(partsOf(largest, 16, 1, kOrinSharedBytes) == 1);
+  S6_EXPECT(partsOf(kPublished[0], 16, 8, kHopperSharedBytes) == 1);
 }
 
 void refuses(S6Status wanted, const std::function<void(S6Decode&)>& spoil, int line) {
@@ -214,7 +242,9 @@ int main() {
   plansEveryPublishedModel();
   digitsOfEverySplitLieApart();
   ringsTakeWhatIsLeft();
-  takesDigitsWhereTheyPay();
+  mixesInTilesWhereThatPays();
+  dealsTextsWherePairsAreFew();
+  takesOutputsInParts();
   refusesBadProblems();
   S6Decode p = problem(kPublished[0], 16, 1);
   S6_EXPECT(s6_decode_workspace_bytes(&p) > 0);

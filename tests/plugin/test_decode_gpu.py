@@ -96,11 +96,12 @@ def test_equals_the_reference(torch, shape, precision, batch, sms) -> None:
         assert error < STATE_TOLERANCE, found
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 @pytest.mark.parametrize("shape", ["370m", "falcon", "narrow convolution"])
-def test_other_shapes(torch, shape, precision) -> None:
+def test_other_shapes(torch, shape, precision, batch) -> None:
     model = make(shape, precision)
-    ids = tokens(torch, model, 1)
+    ids = tokens(torch, model, batch)
     logits, _, _ = run(torch, model, ids)
     wanted, _ = reference(torch, model, ids)
     assert (logits.log_softmax(-1) - wanted).abs().max() < TOLERANCE
@@ -137,6 +138,26 @@ def test_an_id_outside_the_table_reads_zeros_and_no_foreign_memory(torch, precis
     assert torch.equal(logits[:, 0], known[:, 0])
     assert torch.isfinite(logits).all()
     assert not torch.equal(logits[:, 1], known[:, 1])
+
+
+def test_numbers_of_texts_take_turns_on_one_workspace(torch) -> None:
+    """Calls in between, one to three of them, change nothing: values carry two bits of an epoch."""
+    from pipeline.s6_decode import decode
+
+    model = make("130m", "fp16")
+    calls = [3, 1, 3, 1, 1, 3, 1, 1, 1, 3, 3, 1, 3, 3, 3, 1]
+    ids = {b: tokens(torch, model, b, steps=calls.count(b)) for b in (1, 3)}
+    buffers: dict[int, dict] = {1: {}, 3: {}}
+    problems = {b: model.problem(b, 0, buffers[b]) for b in (1, 3)}
+    problems[1].workspace = problems[3].workspace
+    found: dict[int, list] = {1: [], 3: []}
+    for b in calls:
+        buffers[b]["ids"].copy_(ids[b][len(found[b])])
+        decode(problems[b], torch.cuda.current_stream().cuda_stream)
+        found[b].append(buffers[b]["logits"].clone())
+    for b in (1, 3):
+        wanted, _, _ = run(torch, model, ids[b])
+        assert torch.equal(torch.stack(found[b]), wanted)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
