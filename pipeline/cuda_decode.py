@@ -42,6 +42,8 @@ class WholeTokenStepper:
 
     Attributes:
         refusal: Why the kernel does not take this model; None when it does.
+        most_texts: Texts that it takes at once: fewer than `s6_decode.MAX_BATCH` where a wide model
+            meets little shared memory.
         workspace_bytes: Memory it holds so far.
 
     Args:
@@ -65,10 +67,17 @@ class WholeTokenStepper:
         self._problems: dict[int, tuple[s6_decode.DecodeProblem, DeviceMemory]] = {}
         self.workspace_bytes = 0
         self.refusal: str | None = None
+        self.most_texts = s6_decode.MAX_BATCH
         try:
             s6_decode.check(self._problem(1))
         except PluginError as error:
             self.refusal = str(error)
+            return
+        most = most_texts(gpu, architecture, weights)
+        if most == 0:
+            self.refusal = "a token needs more shared memory than a block of this GPU may have"
+        else:
+            self.most_texts = most
 
     def enqueue(
         self,
@@ -105,41 +114,53 @@ class WholeTokenStepper:
         return self._problems[batch][0]
 
     def _problem(self, batch: int) -> s6_decode.DecodeProblem:
-        """All but the addresses of one call; those are any that the check takes."""
-        a, w = self._architecture, self._weights
-        anywhere = w.memory.pointer
-        return s6_decode.DecodeProblem(
-            b=batch,
-            m=a.d_model,
-            d=a.d_inner,
-            n=a.d_state,
-            k=a.d_conv,
-            r=a.dt_rank,
-            layers=a.n_layer,
-            vocab=a.vocab_size,
-            vocab_rows=a.vocab_rows,
-            sm_count=self._gpu.facts.multiprocessors,
-            norm_eps=a.norm_eps,
-            mixer_norm_eps=a.mixer_norm_eps or 0.0,
-            embedding=_matrix(w.matrices["embedding.weight"]),
-            in_proj=_matrix(w.matrices["in_proj.weight"]),
-            x_proj=_matrix(w.matrices["x_proj.weight"]),
-            dt_proj=_matrix(w.matrices["dt_proj.weight"]),
-            out_proj=_matrix(w.matrices["out_proj.weight"]),
-            head=_matrix(w.matrices["head.weight"]),
-            norm=_vector(w.vectors["norm.weight"]),
-            conv_weight=_vector(w.vectors["conv.weight"]),
-            conv_bias=_vector(w.vectors["conv.bias"]),
-            dt_bias=_vector(w.vectors["dt_proj.bias"]),
-            A=_vector(w.vectors["A"]),
-            D=_vector(w.vectors["D"]),
-            final_norm=w.vectors["final_norm"].data,
-            token_ids=anywhere,
-            conv_state=anywhere,
-            ssm_state=anywhere,
-            logits=anywhere,
-            workspace=anywhere,
-        )
+        return _problem_of(self._gpu, self._architecture, self._weights, batch)
+
+
+def most_texts(gpu: Gpu, architecture: MambaArchitecture, weights: DeviceWeights) -> int:
+    """Texts that one call of the decode kernel takes on this GPU; 0 where not even one fits."""
+    problem = _problem_of(gpu, architecture, weights, 1)
+    return s6_decode.most_texts(problem, gpu.facts.shared_bytes)
+
+
+def _problem_of(
+    gpu: Gpu, architecture: MambaArchitecture, weights: DeviceWeights, batch: int
+) -> s6_decode.DecodeProblem:
+    """All but the addresses of one call; those are any that the check takes."""
+    a, w = architecture, weights
+    anywhere = w.memory.pointer
+    return s6_decode.DecodeProblem(
+        b=batch,
+        m=a.d_model,
+        d=a.d_inner,
+        n=a.d_state,
+        k=a.d_conv,
+        r=a.dt_rank,
+        layers=a.n_layer,
+        vocab=a.vocab_size,
+        vocab_rows=a.vocab_rows,
+        sm_count=gpu.facts.multiprocessors,
+        norm_eps=a.norm_eps,
+        mixer_norm_eps=a.mixer_norm_eps or 0.0,
+        embedding=_matrix(w.matrices["embedding.weight"]),
+        in_proj=_matrix(w.matrices["in_proj.weight"]),
+        x_proj=_matrix(w.matrices["x_proj.weight"]),
+        dt_proj=_matrix(w.matrices["dt_proj.weight"]),
+        out_proj=_matrix(w.matrices["out_proj.weight"]),
+        head=_matrix(w.matrices["head.weight"]),
+        norm=_vector(w.vectors["norm.weight"]),
+        conv_weight=_vector(w.vectors["conv.weight"]),
+        conv_bias=_vector(w.vectors["conv.bias"]),
+        dt_bias=_vector(w.vectors["dt_proj.bias"]),
+        A=_vector(w.vectors["A"]),
+        D=_vector(w.vectors["D"]),
+        final_norm=w.vectors["final_norm"].data,
+        token_ids=anywhere,
+        conv_state=anywhere,
+        ssm_state=anywhere,
+        logits=anywhere,
+        workspace=anywhere,
+    )
 
 
 @dataclass(frozen=True)

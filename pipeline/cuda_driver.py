@@ -31,12 +31,14 @@ class GpuFacts:
         name: As its driver says.
         compute_capability: For example "8.7".
         multiprocessors: How many it has.
+        shared_bytes: Shared memory that a block of threads may have.
         driver: Newest CUDA version its driver runs, for example "12.6".
     """
 
     name: str
     compute_capability: str
     multiprocessors: int
+    shared_bytes: int
     driver: str
 
 
@@ -293,6 +295,7 @@ def open_gpu() -> Gpu:
         name=_value(driver.cuDeviceGetName(128, device)).split(b"\0")[0].decode(),
         compute_capability=f"{major}.{minor}",
         multiprocessors=attribute("MULTIPROCESSOR_COUNT"),
+        shared_bytes=attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
         driver=f"{version // 1000}.{version % 1000 // 10}",
     )
     gpu = Gpu(driver, _value(driver.cuDevicePrimaryCtxRetain(device)), facts)

@@ -71,9 +71,11 @@ class Stepper(Protocol):
     Attributes:
         refusal: Why there is no kernel for a whole token, which then goes the way of a prefill
             and chooses nothing; None when there is.
+        most_texts: Texts that it takes at once.
     """
 
     refusal: str | None
+    most_texts: int
 
     @property
     def workspace_bytes(self) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,6 @@ from pipeline.cuda_state import CudaState, StatePool
 from pipeline.cuda_weights import DeviceWeights
 from pipeline.errors import UsageError
 from pipeline.gpu_parts import Reader, Stepper
-from pipeline.s6_decode import MAX_BATCH
 from pipeline.session import Floats, State, TokenIds
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,20 @@ logger = logging.getLogger(__name__)
 _IDLE_LANES = 2
 
 Ids = npt.NDArray[np.int32]
+
+
+def like_parts(batch: int, most: int) -> list[slice]:
+    """The texts that are stepped at once: in as few parts as can be, of about the same size.
+
+    So that no text is left alone: it would go through a kernel of its own, which rounds otherwise,
+    and its answer would depend on how many others there are.
+
+    Args:
+        batch: Texts, at least 1.
+        most: That are stepped at once.
+    """
+    count = math.ceil(batch / most)
+    return [slice(i * batch // count, (i + 1) * batch // count) for i in range(count)]
 
 
 class GpuSession:
@@ -54,14 +68,14 @@ class GpuSession:
         self.backend = backend
         self._gpu, self._stream, self._architecture = gpu, stream, architecture
         self._weights, self._reader, self._stepper = weights, reader, stepper
-        self._max_batch = max_batch
+        self._max_batch, self._most_texts = max_batch, stepper.most_texts
         self._pool = StatePool(gpu, stream, architecture)
         if stepper.refusal is not None:
             logger.warning(
                 "decoding goes the slow way, as a prefill of one token: %s", stepper.refusal
             )
         self._ids = gpu.allocate(4 * max_batch, "token ids")
-        logit_bytes = 4 * min(max_batch, MAX_BATCH) * architecture.vocab_size
+        logit_bytes = 4 * min(max_batch, self._most_texts) * architecture.vocab_size
         self._logits = gpu.allocate(logit_bytes, "logits")
         self._host_logits = gpu.allocate_pinned((max_batch, architecture.vocab_size), np.float32)
         self._lanes: list[Lane] = []
@@ -97,15 +111,15 @@ class GpuSession:
         shape = (batch, length, vocab) if all_logits else (batch, vocab)
         logits = np.empty(shape, dtype=np.float32) if all_logits else self._host_logits.array
         buffers = []
-        for number, first in enumerate(range(0, batch, MAX_BATCH)):
-            rows = token_ids[first : first + MAX_BATCH]
+        for number, part in enumerate(like_parts(batch, self._most_texts)):
+            rows = token_ids[part]
             after = self._pool.new(len(rows))
             if before is None:
                 self._reader.state.enter(len(rows), None, None)
             else:
                 source = before.buffers[number]
                 self._reader.state.enter(len(rows), source.conv, source.ssm)
-            self._read(rows, logits[first : first + len(rows)], all_logits=all_logits)
+            self._read(rows, logits[part], all_logits=all_logits)
             self._reader.state.leave(len(rows), after.conv, after.ssm)
             buffers.append(after)
         self._stream.finish()
@@ -175,15 +189,11 @@ class GpuSession:
     def _on_gpu(self, state: State) -> CudaState:
         if isinstance(state, CudaState):
             return state
-        groups = range(0, state.batch, MAX_BATCH)
         return CudaState(
             self._pool,
             [
-                self._pool.upload(
-                    state.conv[:, first : first + MAX_BATCH],
-                    state.ssm[:, first : first + MAX_BATCH],
-                )
-                for first in groups
+                self._pool.upload(state.conv[:, part], state.ssm[:, part])
+                for part in like_parts(state.batch, self._most_texts)
             ],
         )
 

@@ -92,6 +92,19 @@ def workspace_bytes(problem: DecodeProblem) -> int:
     return int(_function("s6_decode_workspace_bytes", ctypes.c_size_t, 1)(ctypes.byref(problem)))
 
 
+def most_texts(problem: DecodeProblem, shared_bytes: int) -> int:
+    """Texts, up to MAX_BATCH, that a call takes where a block may have so much shared memory.
+
+    Args:
+        problem: Its `b` does not count; `sm_count` is the device's.
+        shared_bytes: See `cuda_driver.GpuFacts`.
+    """
+    function = load_library().s6_decode_most_texts
+    function.restype = ctypes.c_int32
+    function.argtypes = [ctypes.POINTER(DecodeProblem), ctypes.c_int32]
+    return int(function(ctypes.byref(problem), shared_bytes))
+
+
 def _function(name: str, result: type, arguments: int) -> Any:
     function = getattr(load_library(), name)
     function.restype = result

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.architecture import MambaArchitecture
+from pipeline.cuda_decode import most_texts
 from pipeline.cuda_driver import DeviceMemory, Gpu, Stream, open_gpu
 from pipeline.cuda_repeats import Repeats
 from pipeline.cuda_session import refuse_foreign_library
 from pipeline.cuda_stretch_state import StretchState
 from pipeline.cuda_weights import upload
+from pipeline.errors import PluginError
 from pipeline.gpu_parts import LogitsPart, StateAddresses
 from pipeline.gpu_session import GpuSession
 from pipeline.s6_decode import MAX_BATCH
@@ -220,7 +222,7 @@ class TensorRtStepper:
         plan: Of `tensorrt_graphs.step_graph`.
         weights: Address of the image of the weights.
         scratch: Memory for the plan.
-        max_batch: Texts at once.
+        most_texts: Texts at once, at most those that the plan was built for.
     """
 
     refusal: str | None = None
@@ -233,11 +235,11 @@ class TensorRtStepper:
         plan: Plan,
         weights: int,
         scratch: DeviceMemory,
-        max_batch: int,
+        most_texts: int,
     ) -> None:
         self._stream, self._architecture = stream, architecture
         self._plan, self._weights, self._scratch = plan, weights, scratch
-        most = min(max_batch, MAX_BATCH)
+        self.most_texts = most = most_texts
         # What a caller does not want is written all the same.
         self._logits = gpu.allocate(_FLOAT * most * architecture.vocab_size, "unwanted logits")
         self._next_ids = gpu.allocate(_INT32 * most, "unwanted token ids")
@@ -325,8 +327,14 @@ class TensorRtSession(GpuSession):
         self.reader = TensorRtReader(
             gpu, stream, architecture, prefill, weights.addresses, limits, scratch
         )
+        most = min(max_batch, most_texts(gpu, architecture, weights))
+        if most == 0:
+            raise PluginError(
+                "a token of this model needs more shared memory than a block of this GPU has",
+                fix="build with --backend cuda, which then decodes the slow way",
+            )
         stepper = TensorRtStepper(
-            gpu, stream, architecture, step, weights.memory.pointer, scratch, max_batch
+            gpu, stream, architecture, step, weights.memory.pointer, scratch, most
         )
         super().__init__(
             "tensorrt", gpu, stream, architecture, weights, self.reader, stepper, max_batch

@@ -261,6 +261,15 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int shared_bytes) {
 
 }  // namespace s6
 
+extern "C" int32_t s6_decode_most_texts(const S6Decode* problem, int32_t shared_bytes) {
+  if (problem == nullptr || problem->struct_size != sizeof(S6Decode)) return 0;
+  if (problem->sm_count <= 0 || problem->m < s6::kTileRows || problem->d < s6::kTileRows) return 0;
+  S6Decode p = *problem;
+  p.b = S6_DECODE_MAX_BATCH;
+  while (p.b > 0 && s6::planDecode(p, p.sm_count, shared_bytes).depth < s6::kLeastDepth) --p.b;
+  return p.b;
+}
+
 extern "C" size_t s6_decode_workspace_bytes(const S6Decode* problem) {
   if (problem == nullptr || problem->struct_size != sizeof(S6Decode)) return 0;
   s6::DecodeArgs args = {};

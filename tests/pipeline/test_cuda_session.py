@@ -154,6 +154,22 @@ def test_texts_of_a_batch_do_not_see_each_other(pair: Pair) -> None:
         assert_close(stepped[row], own_step[0])
 
 
+def test_texts_that_do_not_fit_at_once_are_stepped_in_groups(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.s6_decode.most_texts", lambda *_: 5)
+    grouped = CudaSession(pair.bundle, pair.cuda.architecture, MAX_BATCH, MAX_LENGTH)
+    ids = texts(MAX_BATCH, 9, seed=4)
+    logits, state = grouped.prefill(ids)
+    wanted, wanted_state = pair.cuda.prefill(ids)
+    assert_close(logits, wanted)
+    for token in (ids[:, 0], ids[:, 1]):
+        logits, state = grouped.step(token, state)
+        wanted, wanted_state = pair.cuda.step(token, wanted_state)
+        assert_close(logits, wanted)
+    np.testing.assert_allclose(state.ssm, wanted_state.ssm, atol=TOLERANCE)
+
+
 def test_a_length_that_comes_again_gives_the_same_bits(pair: Pair) -> None:
     """The first time kernel by kernel, then captured, then replayed."""
     ids = texts(2, 23, seed=5)

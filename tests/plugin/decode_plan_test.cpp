@@ -194,6 +194,26 @@ void takesOutputsInParts() {
   S6_EXPECT(partsOf(kPublished[0], 16, 8, kHopperSharedBytes) == 1);
 }
 
+//! Whatever is said to fit does, and of the published models only the largest misses eight texts.
+void saysHowManyTextsFit() {
+  for (const Shape& shape : kPublished) {
+    for (const int bits : {16, 8, 4}) {
+      S6Decode p = problem(shape, bits, 1);
+      S6_EXPECT(s6_decode_most_texts(&p, kOrinSharedBytes) == 0);  // On how many multiprocessors?
+      p.sm_count = 8;
+      S6_EXPECT(s6_decode_most_texts(&p, kHopperSharedBytes) == 8);
+      const int most = s6_decode_most_texts(&p, kOrinSharedBytes);
+      S6_EXPECT(shape.m < 2560 ? most == 8 : most >= 4 && most < 8);
+      p.b = most;
+      S6_EXPECT(s6::planDecode(p, 8, kOrinSharedBytes).depth >= s6::kLeastDepth);
+      S6_EXPECT(s6_decode_most_texts(&p, 16 * 1024) == 0);
+    }
+  }
+  S6Decode none = problem(kPublished[0], 16, 1);
+  none.sm_count = 8, none.d = 4;
+  S6_EXPECT(s6_decode_most_texts(&none, kHopperSharedBytes) == 0);
+}
+
 void refuses(S6Status wanted, const std::function<void(S6Decode&)>& spoil, int line) {
   S6Decode p = problem(kPublished[0], 4, 1);
   spoil(p);
@@ -245,6 +265,7 @@ int main() {
   mixesInTilesWhereThatPays();
   dealsTextsWherePairsAreFew();
   takesOutputsInParts();
+  saysHowManyTextsFit();
   refusesBadProblems();
   S6Decode p = problem(kPublished[0], 16, 1);
   S6_EXPECT(s6_decode_workspace_bytes(&p) > 0);

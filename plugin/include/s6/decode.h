@@ -76,12 +76,12 @@ typedef struct S6Decode {
 
   //! [b]; needed with an embedding. May be next_ids. An id outside the table is a row of zeros.
   const int32_t* token_ids;
-  const float* x;            //!< [b, m]; needed without an embedding.
-  float* y;                  //!< [b, m] the residual after the last block, or null.
-  float* conv_state;         //!< [layers, b, k-1, d], read and written in place.
-  float* ssm_state;          //!< [layers, b, n, d], read and written in place.
-  float* logits;             //!< [b, vocab] or null: not wanted.
-  int32_t* next_ids;         //!< [b] the greedy choice, or null.
+  const float* x;     //!< [b, m]; needed without an embedding.
+  float* y;           //!< [b, m] the residual after the last block, or null.
+  float* conv_state;  //!< [layers, b, k-1, d], read and written in place.
+  float* ssm_state;   //!< [layers, b, n, d], read and written in place.
+  float* logits;      //!< [b, vocab] or null: not wanted.
+  int32_t* next_ids;  //!< [b] the greedy choice, or null.
   //! s6_decode_workspace_bytes, zeroed once before its first call and never written by others.
   void* workspace;
 } S6Decode;
@@ -91,6 +91,14 @@ S6_API S6Status s6_decode_check(const S6Decode* problem);
 
 //! Bytes of the workspace: depends on sizes alone. 0 for a problem that the check refuses.
 S6_API size_t s6_decode_workspace_bytes(const S6Decode* problem);
+
+/*!
+ * Most texts, up to S6_DECODE_MAX_BATCH, that a call takes where a block may have so many bytes of
+ * shared memory and the problem's sm_count, above 0, is the device's: the more texts, the more it
+ * needs. 0: none, or no problem of these. Depends on sizes and precisions alone; whether it is one
+ * that s6_decode takes, s6_decode_check says.
+ */
+S6_API int32_t s6_decode_most_texts(const S6Decode* problem, int32_t shared_bytes);
 
 //! Runs one token of each text.
 S6_API S6Status s6_decode(const S6Decode* problem, S6Stream stream);
