@@ -1046,7 +1046,7 @@ class DecodeBlock {
     while (item.pair() < share().pairs) {
       const int pair = item.pair(), first_text = item.firstText();
       const int channel = kTileRows * (share().pair + pair);
-      // The slots of dt_proj, then the rates, then the state of a single text: see WeightStream.
+      // The slots of dt_proj, then the rates, then the state of a single text: see WeightFetcher.
       constexpr int kLast = kRows == 1 ? 2 : 1;
       float step[4] = {};  // As the sums in addColumns.
       uint4 rates = {}, states = {};
@@ -1061,7 +1061,7 @@ class DecodeBlock {
           queue_.lookAhead();
           queue_.giveBack(slot, lane_);
         }
-        // As in addColumns.
+        // Unrolled it would be too long for the instruction cache with codes.
 #pragma unroll(kBits == 16 ? 4 : 1)
         for (int i = 0; i < 4; ++i) {
           const int entry = first + i, chunk = quarter + 4 * entry;
@@ -1096,8 +1096,7 @@ class DecodeBlock {
       } else {
         const Slot slot_of_states = queue_.take();
         const auto statesOf = [&](int i) {
-          return loadShared(slot_of_states.at + entryAt<kBits>(0) + i / 4 * entryAt<kBits>(4) +
-                            i % 4 * entryAt<kBits>(1));
+          return loadShared(slot_of_states.at + entryAt<kBits>(i));
         };
         const int texts = min(item.texts(), args_.b - first_text);
         if (item.texts() == 2) {
