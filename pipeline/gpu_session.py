@@ -29,8 +29,9 @@ Ids = npt.NDArray[np.int32]
 def like_parts(batch: int, most: int) -> list[slice]:
     """The texts that are stepped at once: in as few parts as can be, of about the same size.
 
-    So that no text is left alone: it would go through a kernel of its own, which rounds otherwise,
-    and its answer would depend on how many others there are.
+    So that no text is left alone where three or more are stepped at once: it would go through a
+    kernel of its own, which rounds otherwise, and its answer would depend on how many others there
+    are.
 
     Args:
         batch: Texts, at least 1.

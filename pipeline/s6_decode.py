@@ -73,7 +73,7 @@ def decode(problem: DecodeProblem, stream: int) -> None:
     Raises:
         PluginError: The library refuses the problem, or CUDA the launch.
     """
-    status = _function("s6_decode", ctypes.c_int, 2)(ctypes.byref(problem), stream)
+    status = _function("s6_decode", ctypes.c_int, _POINTER)(ctypes.byref(problem), stream)
     _raise_unless_ok("s6_decode", status)
 
 
@@ -83,13 +83,13 @@ def check(problem: DecodeProblem) -> None:
     Raises:
         PluginError: It does not; with its reason.
     """
-    status = _function("s6_decode_check", ctypes.c_int, 1)(ctypes.byref(problem))
+    status = _function("s6_decode_check", ctypes.c_int)(ctypes.byref(problem))
     _raise_unless_ok("s6_decode_check", status)
 
 
 def workspace_bytes(problem: DecodeProblem) -> int:
     """Bytes of device memory that `problem.workspace` must point to, zeroed once before use."""
-    return int(_function("s6_decode_workspace_bytes", ctypes.c_size_t, 1)(ctypes.byref(problem)))
+    return int(_function("s6_decode_workspace_bytes", ctypes.c_size_t)(ctypes.byref(problem)))
 
 
 def most_texts(problem: DecodeProblem, shared_bytes: int) -> int:
@@ -99,16 +99,15 @@ def most_texts(problem: DecodeProblem, shared_bytes: int) -> int:
         problem: Its `b` does not count; `sm_count` is the device's.
         shared_bytes: See `cuda_driver.GpuFacts`.
     """
-    function = load_library().s6_decode_most_texts
-    function.restype = ctypes.c_int32
-    function.argtypes = [ctypes.POINTER(DecodeProblem), ctypes.c_int32]
+    function = _function("s6_decode_most_texts", ctypes.c_int32, ctypes.c_int32)
     return int(function(ctypes.byref(problem), shared_bytes))
 
 
-def _function(name: str, result: type, arguments: int) -> Any:
+def _function(name: str, result: type, *arguments: type) -> Any:
+    """One of the library that takes a problem, and these arguments after it."""
     function = getattr(load_library(), name)
     function.restype = result
-    function.argtypes = [ctypes.POINTER(DecodeProblem), _POINTER][:arguments]
+    function.argtypes = [ctypes.POINTER(DecodeProblem), *arguments]
     return function
 
 

@@ -222,7 +222,7 @@ class TensorRtStepper:
         plan: Of `tensorrt_graphs.step_graph`.
         weights: Address of the image of the weights.
         scratch: Memory for the plan.
-        most_texts: Texts at once, at most those that the plan was built for.
+        max_batch: Texts at once.
     """
 
     refusal: str | None = None
@@ -235,14 +235,14 @@ class TensorRtStepper:
         plan: Plan,
         weights: int,
         scratch: DeviceMemory,
-        most_texts: int,
+        max_batch: int,
     ) -> None:
         self._stream, self._architecture = stream, architecture
         self._plan, self._weights, self._scratch = plan, weights, scratch
-        self.most_texts = most = most_texts
+        self.most_texts = max_batch
         # What a caller does not want is written all the same.
-        self._logits = gpu.allocate(_FLOAT * most * architecture.vocab_size, "unwanted logits")
-        self._next_ids = gpu.allocate(_INT32 * most, "unwanted token ids")
+        self._logits = gpu.allocate(_FLOAT * max_batch * architecture.vocab_size, "unwanted logits")
+        self._next_ids = gpu.allocate(_INT32 * max_batch, "unwanted token ids")
         self._runs: dict[int, Run] = {}
 
     @property

@@ -572,6 +572,18 @@ class DecodeBlock {
     return kRows == 1 ? 1 : (tiles + kTilesOfRound - 1) / kTilesOfRound;
   }
 
+  //! finish(item, tile) for what this thread finishes of the batch from `first_unit` on; tile: of
+  //! the block, which has so many.
+  template <typename Finish>
+  __device__ __forceinline__ void finishBatch(int first_unit, int batch_units, int block_tiles,
+                                              const Finish& finish) const {
+    const int tiles = min(2 * batch_units, block_tiles - 2 * first_unit), rounds = roundsOf(tiles);
+    for (int round = 0; round < rounds; ++round) {
+      const Item item(thread_, round);
+      if (item.tile < tiles && item.row < args_.b) finish(item, 2 * first_unit + item.tile);
+    }
+  }
+
   //! So that a loop that is not unrolled can take the first of four registers in each round.
   template <typename T>
   static __device__ __forceinline__ void moveUp(T (&values)[4]) {
@@ -804,8 +816,9 @@ class DecodeBlock {
   }
 
   /*!
-   * Scales of x_proj as addColumns takes them, step after step. Asked for that far ahead, because
-   * L2 answers late while weights stream.
+   * Scales of x_proj as addColumns takes them, step after step. Asked for ahead, because L2 answers
+   * late while weights stream; by one step only, as passing one on waits for it (the lab note's
+   * end).
    */
   struct ColumnScales {
     __half ahead[kBits == 16 ? 1 : 3] = {};
@@ -1487,19 +1500,15 @@ class DecodeBlock {
         }
         multiplyBatch<kBits, true>(batch, args_.out_split);
         syncComputing();
-        const int tiles = min(2 * batch_units, share().outs - 2 * first), rounds = roundsOf(tiles);
-        for (int round = 0; round < rounds; ++round) {
-          const Item item(thread_, round);
-          const int tile = 2 * first + item.tile;
-          if (item.tile >= tiles || item.row >= args_.b) continue;
+        finishBatch(first, batch_units, share().outs, [&](const Item& item, int tile) {
           float& residual = own()[(tile * kRows + item.row) * kTileRows + item.index];
           residual += sumOfSlices(item.tile, item.row, item.index, args_.out_split);
-          if (part + 1 < parts) continue;
+          if (part + 1 < parts) return;
           const int column = kTileRows * (share().out + tile) + item.index;
           publish(args_.residuals + int64_t{item.row} * args_.m + column, residual,
                   lastEpoch(item.row) + layer + 2);
           if (is_last && args_.y != nullptr) args_.y[item.row * args_.m + column] = residual;
-        }
+        });
         syncComputing();
       }
     }
@@ -1532,20 +1541,15 @@ class DecodeBlock {
           batchOf<kHeadBits>(args_.head, args_.head_split, args_.m, first, share().heads),
           args_.head_split);
       syncComputing();
-      const int tiles = min(2 * batch_units, share().heads - 2 * first), rounds = roundsOf(tiles);
-      for (int round = 0; round < rounds; ++round) {
-        const Item item(thread_, round);
-        const int tile = 2 * first + item.tile;
-        if (item.tile >= tiles || item.row >= args_.b) continue;
+      finishBatch(first, batch_units, share().heads, [&](const Item& item, int tile) {
         const float logit =
             sumOfSlices(item.tile, item.row, item.index, args_.head_split) * normOfText(item.row);
         const int32_t id = kTileRows * (share().head + tile) + item.index;
-        if (id < args_.vocab) {
-          if (args_.logits != nullptr) args_.logits[int64_t{item.row} * args_.vocab + id] = logit;
-          const Candidate candidate = {logit, id};
-          if (candidates()[thread_].isBehind(candidate)) candidates()[thread_] = candidate;
-        }
-      }
+        if (id >= args_.vocab) return;
+        if (args_.logits != nullptr) args_.logits[int64_t{item.row} * args_.vocab + id] = logit;
+        const Candidate candidate = {logit, id};
+        if (candidates()[thread_].isBehind(candidate)) candidates()[thread_] = candidate;
+      });
       syncComputing();
     }
   }

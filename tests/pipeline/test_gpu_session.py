@@ -16,7 +16,7 @@ def test_parts_hold_every_text_once_and_no_more_than_fit(batch: int, most: int) 
     assert max(part.stop - part.start for part in parts) <= most
 
 
-@pytest.mark.parametrize("most", [4, 5, 7, 8])
+@pytest.mark.parametrize("most", [3, 4, 5, 7, 8])
 @pytest.mark.parametrize("batch", range(2, 25))
 def test_no_text_is_left_alone(batch: int, most: int) -> None:
     assert min(part.stop - part.start for part in like_parts(batch, most)) > 1
