@@ -12,9 +12,9 @@
 namespace s6 {
 namespace {
 
-constexpr int kNarrowModel = 768;     // Its width: see puts_gates_apart.
-constexpr int kDeepRingModel = 2048;  // Its width: see deepestRing.
-constexpr int kAlignment = 128;  // Bytes, of every part of the shared memory and the workspace.
+constexpr int kNarrowModel = 768;  // Its width: see puts_gates_apart.
+constexpr int kWideModel = 2048;   // Its width: see deepestRing, limits_copies, sum_stride.
+constexpr int kAlignment = 128;    // Bytes, of every part of the shared memory and the workspace.
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -125,7 +125,7 @@ int64_t layOutExchange(const S6Decode& p, int64_t texts, uint8_t* base, DecodeAr
   } else {
     take(&args->output_pairs, texts * p.d / 2);
   }
-  take(&args->sums, texts * mix * kSumStride);
+  take(&args->sums, texts * mix * kMostSumStride);
   take(&args->totals, texts * mix);
   take(&args->best, texts * kMaxDecodeBlocks * 2);
   return at;
@@ -173,14 +173,17 @@ int64_t layOutShared(const S6Decode& p, int pairs, int outs, int64_t at, DecodeA
   return at;
 }
 
+//! Whether so many blocks share the memory that their requests have to wait for each other.
+bool areMany(int blocks) { return blocks > 32; }
+
 /*!
  * The deepest ring that pays, measured (docs/lab_note_decode.md): where many blocks share the
- * memory, deeper ones let some run far ahead while the others, for which they will wait, starve.
- * Why that is not so for one text of mamba-1.4b in float16 is not understood.
+ * memory, deeper ones let some run far ahead while the others, for which they will wait, starve,
+ * except where a single text's float16 weights are so many that all of them wait for the memory.
  */
 int deepestRing(const S6Decode& p, const DecodeArgs& args) {
-  const bool is_exception = p.b == 1 && p.m == kDeepRingModel && args.in_proj.bits == 16;
-  return args.blocks > 32 && !is_exception ? 4 : 6;
+  const bool waits = p.b == 1 && p.m >= kWideModel && args.in_proj.bits == 16;
+  return areMany(args.blocks) && !waits ? 4 : 6;
 }
 
 //! Shares the warps' work and the shared memory of a block that has at most so many pairs, tiles of
@@ -246,6 +249,10 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int shared_bytes) {
   const int outs = mostOf(args.first_out, args.blocks);
   const int heads = mostOf(args.first_head, args.blocks);
   args.puts_gates_apart = mayPutGatesApart(args.in_proj.bits) && (rows > 1 || p.m > kNarrowModel);
+  args.limits_copies =
+      mayLimitCopies(args.in_proj.bits) && areMany(args.blocks) && (rows > 1 || p.m >= kWideModel);
+  const bool spreads_sums = p.b == 1 || (args.in_proj.bits == 16 && p.m < kWideModel);
+  args.sum_stride = spreads_sums ? kMostSumStride : 1;
   args.out_parts = 1;
   layOutBlock(p, pairs, outs, heads, shared_bytes, &args);
   // Measured: in float16 each slot more pays, with codes not.

@@ -25,7 +25,7 @@ constexpr int kTileRows = 8;      //!< Rows of a matrix that one mma takes.
 constexpr int kDecodeState = 16;  //!< n of every published S6 model.
 constexpr int kMaxConvPast = 3;   //!< k - 1 at most.
 constexpr int kMaxDecodeBlocks = 160;
-constexpr int kSumStride = 32;  //!< Words from sum to sum: two lines, so that atomics spread.
+constexpr int kMostSumStride = 32;  //!< See sum_stride.
 
 //! Units of two tiles that are summed up at once. A single text's have a value for every computing
 //! thread; of several texts as many as there is room for their sums, whatever the slices.
@@ -101,6 +101,9 @@ S6_HOST_DEVICE constexpr bool mayPutGatesApart(int bits) { return bits == 16; }
 //! activations of in_proj are still wanted, by the gates.
 S6_HOST_DEVICE constexpr bool mayMixInTiles(int bits) { return bits != 16; }
 
+//! Whether the weights may be so many that what is exchanged waits behind them.
+S6_HOST_DEVICE constexpr bool mayLimitCopies(int bits) { return bits != 4; }
+
 //! What the activations of a product take in shared memory.
 S6_HOST_DEVICE constexpr int activationBytes(int columns, int bits, int texts, int log_slices) {
   return isInDigits(bits, texts) ? digitOffset(columns, log_slices, 0, kDigits)
@@ -136,8 +139,9 @@ struct DecodeSplit {
 struct DecodeArgs {
   int32_t b, m, d, k, r, layers, vocab;
   int32_t blocks;
-  int32_t depth;    //!< Slots of the ring of a warp.
-  int32_t addends;  //!< Of each sum: the blocks that own channels.
+  int32_t depth;       //!< Slots of the ring of a warp.
+  bool limits_copies;  //!< See WeightFetcher.
+  int32_t addends;     //!< Of each sum: the blocks that own channels.
   //! Whether x_proj is multiplied two tiles at a time, and dt_proj too takes the activations of a
   //! single text as digits. Measured: where each warp of the busiest block has a pair; with fewer,
   //! making these activations takes longer than it saves.
@@ -163,10 +167,14 @@ struct DecodeArgs {
   //! where all activations at once would leave too little for the rings.
   int32_t out_parts;
   // Workspace; see decode_exchange.cuh.
-  float* residuals;            //!< [b, m]
-  float* outputs;              //!< [d], gated, of a single text
-  uint32_t* output_pairs;      //!< [b, d / 2], of several
-  unsigned long long* sums;    //!< [b, r + 2 n, kSumStride]
+  float* residuals;        //!< [b, m]
+  float* outputs;          //!< [d], gated, of a single text
+  uint32_t* output_pairs;  //!< [b, d / 2], of several
+  //! Words from sum to sum, measured: two lines, so that atomics spread, of a single text and of
+  //! several in float16 of a narrow model; else one, as the sums of several texts are so many that
+  //! they spread anyway, and neighbours are read together.
+  int32_t sum_stride;
+  unsigned long long* sums;    //!< [b, r + 2 n, sum_stride]
   unsigned long long* totals;  //!< [b, r + 2 n], the sums as the last call left them
   unsigned long long* best;    //!< [b, kMaxDecodeBlocks, 2]
   uint32_t* epochs;            //!< [b], the last ones of the text's last call

@@ -590,14 +590,6 @@ class DecodeBlock {
     values[0] = values[1], values[1] = values[2], values[2] = values[3];
   }
 
-  //! Half of a slot, four times 16 bytes.
-  static __device__ __forceinline__ void loadWords(uint4 (&words)[4], const Slot& slot, int half) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      words[i] = loadShared(slot.at + half * halfSlotBytes(kBits) + 512 * i);
-    }
-  }
-
   // --- Phases ----------------------------------------------------------------------------------
 
   //! A value of in_proj.
@@ -693,8 +685,6 @@ class DecodeBlock {
                                          2 * (first < gates ? gates : share().pairs));
       Convolution convolution;
       convolution.load(*this, layer, ChannelItem(*this, layer, first));
-      ColumnScales scales;
-      if (kRows == 1 && !mixesInDigits()) scales.begin(*this, layer);
       if constexpr (kRows == 1) {
         if (first == 0) {
           stageResidual<kBits>(layer, args_.norm.of(layer), args_.in_proj, args_.in_split);
@@ -733,8 +723,7 @@ class DecodeBlock {
       const bool ends_channels = first < channels_end && first + batch_units >= channels_end;
       first = ends_channels ? channels_end : first + batch_units;
       if (ends_channels && !mixesInTiles()) {
-        if (kRows > 1) scales.begin(*this, layer);
-        addColumns(layer, scales);
+        addColumns();
       } else {
         syncComputing();
         if constexpr (mayMixInTiles(kBits)) {
@@ -781,20 +770,20 @@ class DecodeBlock {
         laneActivations<kBits>(kRows == 1 ? args_.d : columns, 0), lane_, args_.signs,
         [&](int i, const TileSums& sums) {
           const int row = 2 * kTileRows * (warp_ + kDecodeWarps * i) + (lane_ >> 2);
-          unsigned long long* to = args_.sums + kSumStride * row;
+          unsigned long long* to = args_.sums + args_.sum_stride * row;
           if constexpr (kRows == 1) {
             const float first = joinDigits(sums.first, unit), twin = joinDigits(sums.twin, unit);
             if ((lane_ & 3) == 0) {
               addToSum(to, first);
-              addToSum(to + kSumStride * kTileRows, twin);
+              addToSum(to + args_.sum_stride * kTileRows, twin);
             }
           } else {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
               const int text = 2 * (lane_ & 3) + j;
               if (text >= args_.b) break;
-              addToSum(to + kSumStride * text * mix(), sums.first[j]);
-              addToSum(to + kSumStride * (text * mix() + kTileRows), sums.twin[j]);
+              addToSum(to + args_.sum_stride * text * mix(), sums.first[j]);
+              addToSum(to + args_.sum_stride * (text * mix() + kTileRows), sums.twin[j]);
             }
           }
         });
@@ -815,120 +804,117 @@ class DecodeBlock {
     values[4] = high.x, values[5] = high.y, values[6] = high.z, values[7] = high.w;
   }
 
-  /*!
-   * Scales of x_proj as addColumns takes them, step after step. Asked for ahead, because L2 answers
-   * late while weights stream; by one step only, as passing one on waits for it (the lab note's
-   * end).
-   */
-  struct ColumnScales {
-    __half ahead[kBits == 16 ? 1 : 3] = {};
-    int tile = 0, step = 0;
-
-    __device__ void begin(const DecodeBlock& block, int layer) {
-      if constexpr (kBits != 16) {
-        tile = ColumnShare<kBits>(block.args_, block.share(), block.warp_).tile, step = 0;
-#pragma unroll
-        for (__half& scale : ahead) scale = next(block, layer);
-      }
+  //! Weights of a row for the channels of a pair, as packed, at an offset into shared memory.
+  __device__ uint4 loadColumns(int at) const {
+    if constexpr (kBits == 16) return loadShared(at);
+    if constexpr (kBits == 8) {
+      const uint2 words = loadSharedHalf(at);
+      return {words.x, words.y, 0, 0};
     }
-
-    //! That of the next step; asks for one more.
-    __device__ __half take(const DecodeBlock& block, int layer) {
-      if constexpr (kBits == 16) {
-        return __half{};
-      } else {
-        const __half scale = ahead[0];
-        ahead[0] = ahead[1], ahead[1] = ahead[2], ahead[2] = next(block, layer);
-        return scale;
-      }
-    }
-
-   private:
-    __device__ __half next(const DecodeBlock& block, int layer) {
-      const DecodeMatrix& matrix = block.args_.x_proj;
-      const BlockShare share = block.share();
-      const ColumnShare<kBits> mine(block.args_, share, block.warp_);
-      const int pair = 4 * step + (block.lane_ & 3) - mine.lead;
-      __half scale = {};
-      if (tile < mine.tiles && pair >= 0 && pair < share.pairs) {
-        const int group = kTileRows * (share.pair + pair) >> matrix.group_shift;
-        const int row = kTileRows * tile + (block.lane_ >> 2);
-        scale = reinterpret_cast<const __half*>(
-            matrix.scales + layer * matrix.scales_layer_bytes)[group * matrix.rows + row];
-      }
-      if (++step == mine.steps) step = 0, tile += kDecodeWarps;
-      return scale;
-    }
-  };
+    return {*sharedAt<const uint32_t>(at), 0, 0, 0};
+  }
 
   //! This block's columns of x_proj times its u, added to the sums of all blocks. Begins with a
   //! barrier, for u.
-  __device__ void addColumns(int layer, ColumnScales& scales) {
-    const ColumnShare<kBits> mine(args_, share(), warp_);
-    const int pairs = share().pairs;
-    const int quarter = lane_ & 3, row_of_tile = lane_ >> 2;
+  __device__ void addColumns() {
+    using Share = ColumnShare<kBits>;
+    constexpr int kTiles = Share::kTiles;
+    const Share mine(args_, share(), warp_);
+    const int pairs = share().pairs, quarter = lane_ & 3, row = lane_ >> 2;
+    const int channel = kTileRows * share().pair, group_shift = args_.x_proj.group_shift;
     syncComputing();
     Slot slot = {};
-    int entry = 0;
+    int half = 0;
 #pragma unroll 1
-    for (int tile = mine.tile; tile < mine.tiles; tile += kDecodeWarps) {
-      float sums[4] = {};  // Of several texts those of 2 quarter and 2 quarter + 1, as mma does.
+    for (int tile = mine.tile; tile < mine.tiles; tile += kTiles * kDecodeWarps) {
+      const int tiles = (mine.tiles - tile + kDecodeWarps - 1) / kDecodeWarps;  // Of this warp.
+      // Of several texts those of 2 quarter and 2 quarter + 1, as mma does.
+      float sums[kTiles][kRows == 1 ? 1 : 4] = {};
 #pragma unroll 1
       for (int step = 0; step < mine.steps; ++step) {
-        constexpr int kStepsOfWindow = ColumnShare<kBits>::kStepsOfWindow;
-        const int part = step % kStepsOfWindow;
-        if (entry == 0 && part == 0) slot = queue_.take();
-        const int at = slot.at + entryAt<kBits>(entry) + 64 * row_of_tile - 16 * lane_ +
-                       kBits * (4 * part + quarter);
-        uint4 words = {};
-        if constexpr (kBits == 16) {
-          words = loadShared(at);
-        } else if constexpr (kBits == 8) {
-          const uint2 half = loadSharedHalf(at);
-          words.x = half.x, words.y = half.y;
-        } else {
-          words.x = *sharedAt<const uint32_t>(at);
+        const int part = step % Share::kStepsOfWindow;
+        if (half == 0 && part == 0) slot = queue_.take();
+        const int at = slot.at + half * halfSlotBytes(kBits) - 16 * lane_;
+        const int pair = 4 * step + quarter - mine.lead;
+        // Weights of other blocks' pairs, or none at all, do not count; their scales are zero.
+        const bool is_own = pair >= 0 && pair < pairs;
+        const int own_pair = is_own ? pair : 0;
+        uint4 words[kTiles] = {};
+        __half scales[kTiles] = {};
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+          const int from = at + 512 * i + 64 * row + kBits * (4 * part + quarter);
+          if (kBits != 16 || kRows == 1 || is_own) words[i] = loadColumns(from);
+          if (kBits != 16 && is_own) {
+            const int group =
+                ((channel + kTileRows * pair) >> group_shift) - (channel >> group_shift);
+            scales[i] = loadScale(at + Share::scalesAt(i, group) + 2 * row);
+          }
         }
-        const bool is_last_step = step + 1 == mine.steps;
-        if (part + 1 == kStepsOfWindow || is_last_step) {
-          const bool is_last = is_last_step && tile + kDecodeWarps >= mine.tiles;
-          if (++entry == kSlotEntries || is_last) {
+        if (part + 1 == Share::kStepsOfWindow || step + 1 == mine.steps) {
+          if (half == 1 || (step + 1 == mine.steps && tiles <= kTiles)) {
             queue_.lookAhead();
             queue_.giveBack(slot, lane_);
-            entry = 0;
           }
+          half ^= 1;
         }
-        const int pair = 4 * step + quarter - mine.lead;
-        const bool is_own = pair >= 0 && pair < pairs;
-        // Weights of other blocks' pairs, or none at all, do not count; their scales are zero.
-        const __half scale = scales.take(*this, layer);
-        const int own_pair = is_own ? pair : 0;
         if constexpr (kRows == 1) {
-          float w[kTileRows], input[kTileRows], even = 0.0f, odd = 0.0f;
-          unpackColumns(words, w);
+          float input[kTileRows];
           loadEight(input, args_.channels_at + 4 * kTileRows * own_pair);
 #pragma unroll
-          for (int k = 0; k < kTileRows; k += 2) {
-            even = fmaf(w[k], input[k], even), odd = fmaf(w[k + 1], input[k + 1], odd);
+          for (int i = 0; i < kTiles; ++i) {
+            if (i >= tiles) break;
+            float w[kTileRows], even = 0.0f, odd = 0.0f;
+            unpackColumns(words[i], w);
+#pragma unroll
+            for (int k = 0; k < kTileRows; k += 2) {
+              even = fmaf(w[k], input[k], even), odd = fmaf(w[k + 1], input[k + 1], odd);
+            }
+            const float factor = kBits == 16 ? 1.0f : __half2float(scales[i]);
+            if (is_own) sums[i][0] = fmaf(factor, even + odd, sums[i][0]);
           }
-          const float factor = kBits == 16 ? 1.0f : __half2float(scale);
-          if (is_own) sums[0] = fmaf(factor, even + odd, sums[0]);
         } else {
-          if (kBits == 16 && !is_own) words = {};
-          const int inputs = args_.channels_at + 2 * placeOf(own_pair, row_of_tile, own_pair);
-          multiplyRows<kBits>(sums, words, scale, loadShared(inputs));
+          const uint4 inputs = loadShared(args_.channels_at + 2 * placeOf(own_pair, row, own_pair));
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) {
+            if (i >= tiles) break;
+            multiplyRows<kBits>(sums[i], words[i], scales[i], inputs);
+          }
         }
       }
-      unsigned long long* to = args_.sums + kSumStride * (kTileRows * tile + row_of_tile);
-      if constexpr (kRows == 1) {
-        sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], 1);
-        sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], 2);
-        if (quarter == 0) addToSum(to, sums[0]);
-      } else {
+      addToSums(sums, tile, tiles, quarter, row);
+    }
+  }
+
+  //! Adds this warp's sums of four tiles from `tile` on, of which `tiles` exist, to those of all
+  //! blocks; quarter and row: of this lane, see addColumns.
+  template <int kTiles, int kSums>
+  __device__ void addToSums(const float (&sums)[kTiles][kSums], int tile, int tiles, int quarter,
+                            int row) {
+    unsigned long long* to = args_.sums + args_.sum_stride * (kTileRows * tile + row);
+    const int to_next = args_.sum_stride * kTileRows * kDecodeWarps;
+    if constexpr (kRows == 1) {
+      static_assert(kTiles == 4, "one for each of a row's lanes");
+      // Halving exchanges, so that each lane of a row ends with one tile's sum.
+      const bool upper = (quarter & 2) != 0, odd = (quarter & 1) != 0;
+      const float sum0 = sums[0][0], sum1 = sums[1][0], sum2 = sums[2][0], sum3 = sums[3][0];
+      const float even_sum =
+          (upper ? sum2 : sum0) + __shfl_xor_sync(0xffffffffu, upper ? sum0 : sum2, 2);
+      const float odd_sum =
+          (upper ? sum3 : sum1) + __shfl_xor_sync(0xffffffffu, upper ? sum1 : sum3, 2);
+      const float sum =
+          (odd ? odd_sum : even_sum) + __shfl_xor_sync(0xffffffffu, odd ? even_sum : odd_sum, 1);
+      if (quarter < tiles) addToSum(to + to_next * quarter, sum);
+    } else {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int row = 2 * quarter + i;
-          if (row < args_.b) addToSum(to + kSumStride * row * mix(), sums[i]);
+      for (int i = 0; i < kTiles; ++i) {
+        if (i >= tiles) break;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int text = 2 * quarter + j;
+          if (text < args_.b) {
+            addToSum(to + to_next * i + args_.sum_stride * text * mix(), sums[i][j]);
+          }
         }
       }
     }
@@ -997,8 +983,9 @@ class DecodeBlock {
       for (int i = 0; i < kSumsAtOnce; ++i) {
         if (i < count) before[i] = totals()[first + i * kDecodeThreads];
       }
-      awaitSums(now, before, count, args_.addends,
-                [&](int i) { return args_.sums + kSumStride * (first + i * kDecodeThreads); });
+      awaitSums(now, before, count, args_.addends, [&](int i) {
+        return args_.sums + args_.sum_stride * (first + i * kDecodeThreads);
+      });
 #pragma unroll
       for (int i = 0; i < kSumsAtOnce; ++i) {
         if (i >= count) break;
@@ -1059,38 +1046,37 @@ class DecodeBlock {
     while (item.pair() < share().pairs) {
       const int pair = item.pair(), first_text = item.firstText();
       const int channel = kTileRows * (share().pair + pair);
-      // The slots of dt_proj, then the rates, then the state of a single text: see WeightFetcher.
-      constexpr int kLast = kRows == 1 ? 2 : 1;
-      float step[4] = {};  // As the sums in addColumns.
-      uint4 rates = {}, states = {};
-      Slot slot = {};
-#pragma unroll 1
-      for (int first = 0; first < entries + kLast; first += 4) {
-        const int half = first / 4 % 2;
-        if (half == 0) slot = queue_.take();
-        uint4 words[4];
-        loadWords(words, slot, half);
-        if (half == 1 || first + 4 >= entries + kLast) {
-          queue_.lookAhead();
+      // dt_proj, then the rates, then the state of a single text: see WeightFetcher.
+      Slot slot = queue_.take();
+      int taken = 0;
+      const auto next = [&] {
+        // Of codes all are in one slot.
+        if (kBits == 16 && taken == kSlotEntries) {
           queue_.giveBack(slot, lane_);
+          slot = queue_.take(), taken = 0;
         }
-        // Unrolled it would be too long for the instruction cache with codes.
-#pragma unroll(kBits == 16 ? 4 : 1)
-        for (int i = 0; i < 4; ++i) {
-          const int entry = first + i, chunk = quarter + 4 * entry;
-          if (entry == entries) rates = words[0];
-          if (entry == entries + 1) states = words[0];
-          if constexpr (kRows > 1) {
-            if (entry < entries) multiplySteps(step, words[0], chunk_scale[0], chunk, chunks);
-          } else if (chunk < chunks) {
-            float w[kStepChunk<kBits>];
-            unpackSteps(words[0], w);
-            addSteps(step[0], w, kBits == 16 ? 1.0f : __half2float(chunk_scale[0]), chunk);
-          }
-          moveUp(chunk_scale);
-          moveUp(words);
+        return loadShared(slot.at + entryAt<kBits>(taken++));
+      };
+      float step[4] = {};  // As the sums in addColumns.
+      uint4 words = next();
+      // Unrolled it would be too long for the instruction cache with codes.
+#pragma unroll(kBits == 16 ? 2 : 1)
+      for (int entry = 0; entry < entries; ++entry) {
+        const uint4 ahead = next();
+        const int chunk = quarter + 4 * entry;
+        if constexpr (kRows > 1) {
+          multiplySteps(step, words, chunk_scale[0], chunk, chunks);
+        } else {
+          float w[kStepChunk<kBits>];
+          unpackSteps(words, w);
+          addSteps(step[0], w, kBits == 16 ? 1.0f : __half2float(chunk_scale[0]), chunk, chunks);
         }
+        moveUp(chunk_scale);
+        words = ahead;
       }
+      const uint4 rates = words, states = kRows == 1 ? next() : uint4{};
+      queue_.lookAhead();
+      queue_.giveBack(slot, lane_);
       const float rates_of[4] = {
           __uint_as_float(rates.x) * kLog2E, __uint_as_float(rates.y) * kLog2E,
           __uint_as_float(rates.z) * kLog2E, __uint_as_float(rates.w) * kLog2E};
@@ -1319,23 +1305,25 @@ class DecodeBlock {
     }
   }
 
-  //! step += scale * (16 or 8 weights of dt_proj) . dt
-  __device__ void addSteps(float& step, const float (&w)[kStepChunk<kBits>], float scale,
-                           int chunk) const {
-    const float4* dt = reinterpret_cast<const float4*>(mixed() + chunk * kStepChunk<kBits>);
-    float dot = 0.0f;
+  //! step += scale * (16 or 8 weights of dt_proj) . dt; a chunk beyond `chunks` counts nothing.
+  __device__ void addSteps(float& step, const float (&w)[kStepChunk<kBits>], float scale, int chunk,
+                           int chunks) const {
+    const bool exists = chunk < chunks;
+    const int from = exists ? chunk : 0;
+    const float4* dt = reinterpret_cast<const float4*>(mixed() + from * kStepChunk<kBits>);
+    float even = 0.0f, odd = 0.0f;
 #pragma unroll
     for (int i = 0; i < kStepChunk<kBits> / 4; ++i) {
       const float4 v = dt[i];
-      dot = fmaf(w[4 * i], v.x, dot);
-      dot = fmaf(w[4 * i + 1], v.y, dot);
-      dot = fmaf(w[4 * i + 2], v.z, dot);
-      dot = fmaf(w[4 * i + 3], v.w, dot);
+      even = fmaf(w[4 * i], v.x, even);
+      odd = fmaf(w[4 * i + 1], v.y, odd);
+      even = fmaf(w[4 * i + 2], v.z, even);
+      odd = fmaf(w[4 * i + 3], v.w, odd);
     }
-    step = fmaf(scale, dot, step);
+    if (exists) step = fmaf(scale, even + odd, step);
   }
 
-  //! The same of several texts, by multiplyRows; a chunk beyond `chunks` counts nothing.
+  //! The same of several texts, by multiplyRows.
   __device__ void multiplySteps(float (&step)[4], const uint4& words, __half scale, int chunk,
                                 int chunks) const {
     const bool exists = chunk < chunks;
@@ -1637,7 +1625,12 @@ __global__ void __launch_bounds__(kDecodeBlockThreads, 1)
   }
   __syncthreads();
   if (warp >= kDecodeWarps) {
-    WeightFetcher<kBits, kRows>(args, share, shared, warp - kDecodeWarps, lane).run();
+    const int partner = warp - kDecodeWarps;
+    if (mayLimitCopies(kBits) && args.limits_copies) {
+      WeightFetcher<kBits, kRows, mayLimitCopies(kBits)>(args, share, shared, partner, lane).run();
+    } else {
+      WeightFetcher<kBits, kRows, false>(args, share, shared, partner, lane).run();
+    }
   } else {
     const WeightQueue<kBits> queue(args, shared, warp, lane);
     DecodeBlock<kBits, kRows>(args, queue).run();

@@ -518,22 +518,25 @@ __device__ __forceinline__ void multiplyUnits(Queue& queue, int units, int block
                                               int lane, uint32_t signs, const Store& store) {
   using Product = TileProduct<kBits, kRows, kHasTwin>;
   constexpr int kSlotBits = Queue::kSlotBits;  // The ring's, not this matrix'.
-  // Codes as float16 for several texts leave no registers for it.
-  constexpr bool kLoadsAhead = kBits == 16 || kRows == 1;
+  // Codes as float16 for several texts leave no registers for it, and half a slot has no next.
+  constexpr bool kMayLoadAhead = kBits == 16 || kRows == 1;
+  const bool is_short = kBits != 16 && blocks <= Product::kStep;
   const int slots = (blocks + 2 * Product::kStep - 1) / (2 * Product::kStep);
   if (slots == 0) {
     for (int unit = 0; unit < units; ++unit) store(unit, TileSums{});
     return;
   }
   Product product(activations, blocks, lane, signs);
-  if constexpr (!kLoadsAhead) {
+  if (!kMayLoadAhead || is_short) {
     for (int unit = 0; unit < units; ++unit) {
       for (int index = 0; index < slots; ++index) {
         const Slot slot = queue.take();
+        const int halves = is_short ? 1 : 2;
 #pragma unroll 1
-        for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < halves; ++half) {
           typename Product::Part part;
           product.load(part, slot.at + half * halfSlotBytes(kSlotBits), 2 * index + half);
+          product.loadOperands(part, 2 * index + half);
           product.multiply(part, 2 * index + half);
         }
         queue.lookAhead();

@@ -17,7 +17,8 @@
  *     in     units of its row group: each a u tile and its z tile, or, where gates are apart, two u
  *            tiles, an odd one with its z tile; 4 column blocks of both tiles a slot
  *     column x_proj: where it takes digits, its tiles two by two like in, of the column
- *            blocks that hold this block's channels; else 64 bytes of a tile's rows an entry
+ *            blocks that hold this block's channels; else in half a slot 64 bytes of the rows of
+ *            up to four tiles
  *     gates  where they are apart: the other z tiles two by two like in
  *     scan   for its pairs: dt_proj, A, the state
  *     out    tiles of its row group two by two like in; an odd one alone, 8 column blocks a slot
@@ -108,15 +109,28 @@ struct ProductShare {
 };
 
 /*!
- * How the warps share x_proj where it takes no digits: tiles of 8 rows are dealt to them. An entry
- * of a slot is a window of 64 bytes of each row; the first begins at the multiple of 16 before the
- * block's first column, `lead` pairs before. In a step four lanes take a row's weights of four
- * pairs' channels, one each: kBits bytes.
+ * How the warps share x_proj where it takes no digits: tiles of 8 rows are dealt to them, and a
+ * warp takes four of its own at a time, an entry each of half a slot. An entry is a window of 64
+ * bytes of each row; the first begins at the multiple of 16 before the block's first column, `lead`
+ * pairs before. In a step four lanes take a row's weights of four pairs' channels, one each: kBits
+ * bytes.
+ *
+ * Codes come here only where a block has fewer pairs than there are warps, so that a window is all
+ * of a row and meets two groups of scales at most. Behind the tiles lie their scales:
+ * [tile][group][row].
  */
 template <int kBits>
 struct ColumnShare {
   static constexpr int kStepsOfWindow = 16 / kBits;
+  static constexpr int kTiles = 4;   //!< At a time.
+  static constexpr int kGroups = 2;  //!< At most.
+  static_assert(kBits == 16 || kBits * (kStepsOfWindow - 1 + kDecodeWarps - 1) <= 64, "a window");
   int tile, tiles, lead, steps;
+
+  //! Where in half a slot the scales of tile i of four and of a group begin.
+  static __device__ constexpr int scalesAt(int i, int group) {
+    return 2048 + 2 * kTileRows * (kGroups * i + group);
+  }
 
   __device__ ColumnShare(const DecodeArgs& args, const BlockShare& share, int warp)
       : tile(kDecodeWarps - 1 - warp),  // The first warps are busy with the convolution.
@@ -271,16 +285,8 @@ static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int p
     }
     fetchRow(table, channel, channels);
   }
-  if (args.x_proj.bits != 16) {
+  if (args.dt_proj.bits != 16) {
     // Scales are half as large as floats.
-    const DecodeMatrix& x = args.x_proj;
-    const int first = channel >> x.group_shift;
-    const int groups = ((channel + channels - 1) >> x.group_shift) - first + 1;
-    const float* x_scales = reinterpret_cast<const float*>(x.scales + layer * x.scales_layer_bytes);
-#pragma unroll 1
-    for (int i = warp; i < groups; i += kDecodeWarps) {
-      fetchRow(x_scales, (first + i) * (x.rows / 2), x.rows / 2);
-    }
     const DecodeMatrix& dt = args.dt_proj;
     const float* dt_scales =
         reinterpret_cast<const float*>(dt.scales + layer * dt.scales_layer_bytes);
@@ -302,8 +308,12 @@ __device__ __forceinline__ int placeOfChunk(int row, int block, int chunk, bool 
   return 128 * row + 64 * ((row ^ block) & 1) + 16 * (is_narrow ? chunk ^ (row & 2) : chunk);
 }
 
-//! The fetching side: copies the list of one computing warp.
-template <int kBits, int kRows>
+/*!
+ * The fetching side: copies the list of one computing warp. Where many blocks share the memory
+ * (kIsLimited) it has the copies of three halves of slots on their way at most. More would bring
+ * nothing sooner, but the values that blocks exchange would wait behind them.
+ */
+template <int kBits, int kRows, bool kIsLimited>
 class WeightFetcher {
  public:
   __device__ WeightFetcher(const DecodeArgs& args, const BlockShare& share, const uint8_t* shared,
@@ -334,8 +344,8 @@ class WeightFetcher {
             fetchProduct(static_cast<Product>(i), is_head ? 0 : layer, {parts, part});
           }
         }
-        if (i == kIn) prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
         if (i == kGates) fetchScan(layer);
+        if (i == kOut) prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
       }
     }
   }
@@ -346,13 +356,26 @@ class WeightFetcher {
   //! In the order of the list.
   enum Product { kIn, kColumns, kGates, kOut, kHead };
 
+  static constexpr int kHalvesOnTheirWay = 3;
+
+  //! Of half a slot, or of one that is not filled half by half, all copies have been started.
+  __device__ __forceinline__ void endHalf() const {
+    if constexpr (kIsLimited) commitCopies();
+  }
+  //! Before those of the next.
+  __device__ __forceinline__ void beginHalf() const {
+    if constexpr (kIsLimited) waitCopies<kHalvesOnTheirWay - 1>();
+  }
+
   //! Waits for a free slot; its address.
   __device__ __forceinline__ uint32_t begin() {
     awaitBarrier<100>(ring_.free(), ring_.parity ^ 1);  // A fresh ring is free.
+    beginHalf();
     return shared_ + ring_.offset();
   }
   __device__ __forceinline__ void end() {
     arriveWithCopies(ring_.full());
+    endHalf();
     ring_.step();
   }
 
@@ -417,6 +440,7 @@ class WeightFetcher {
         const uint32_t slot = begin();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
+          if (half == 1) endHalf(), beginHalf();
           const uint32_t at = slot + half * halfSlotBytes(kBits);
           const uint32_t to = at + place;
           copyOrZeroAsync<Leaving::kSurroundings>(to, from, left > 0);
@@ -442,26 +466,46 @@ class WeightFetcher {
   //! See ColumnShare.
   __device__ void fetchColumns(int layer) {
     if (share_.pairs == 0) return;
-    const ColumnShare<kBits> mine(args_, share_, warp_);
+    using Share = ColumnShare<kBits>;
+    const Share mine(args_, share_, warp_);
     const DecodeMatrix& matrix = args_.x_proj;
     const int bytes = kBits * (mine.lead + share_.pairs);  // Of a row.
     const uint8_t* data = matrix.data + layer * matrix.layer_bytes +
                           int64_t{lane_ >> 2} * matrix.row_bytes +
                           kBits * (share_.pair - mine.lead);
+    constexpr int kRowStep = kTileRows * kDecodeWarps;  // From one of a warp's tiles to its next.
+    // Of the scales a lane copies those of one tile and group.
+    const int scale_tile = lane_ / Share::kGroups * kDecodeWarps;
+    const int channel = kTileRows * share_.pair, last = channel + kTileRows * share_.pairs - 1;
+    const int group = (channel >> matrix.group_shift) + lane_ % Share::kGroups;
+    const bool has_scales =
+        kIsCoded && lane_ < Share::kTiles * Share::kGroups && group <= last >> matrix.group_shift;
+    const uint8_t* scales = matrix.scales + layer * matrix.scales_layer_bytes +
+                            2 * (int64_t{group} * matrix.rows + kTileRows * scale_tile);
     uint32_t to = 0;
-    int entry = 0;
+    int half = 0;
 #pragma unroll 1
-    for (int tile = mine.tile; tile < mine.tiles; tile += kDecodeWarps) {
+    for (int tile = mine.tile; tile < mine.tiles; tile += Share::kTiles * kDecodeWarps) {
       const uint8_t* from = data + int64_t{kTileRows * tile} * matrix.row_bytes;
 #pragma unroll 1
       for (int window = 0; window < bytes; window += 64) {
-        if (entry == 0) to = begin() + 16 * lane_;
+        to = half == 0 ? begin() + 16 * lane_ : to + halfSlotBytes(kBits);
         const int at = window + 16 * (lane_ & 3);
-        if (at < bytes) copyAsync<16>(to + entryAt<kBits>(entry), from + at);
-        if (++entry == kSlotEntries) end(), entry = 0;
+#pragma unroll
+        for (int i = 0; i < Share::kTiles; ++i) {
+          if (tile + i * kDecodeWarps >= mine.tiles) break;
+          if (at < bytes) {
+            copyAsync<16>(to + 512 * i, from + at + int64_t{i * kRowStep} * matrix.row_bytes);
+          }
+        }
+        if (has_scales && tile + scale_tile < mine.tiles) {
+          copyAsync<16>(to + Share::scalesAt(0, 0), scales + 2 * kTileRows * tile);
+        }
+        if (half == 1) end();
+        half ^= 1;
       }
     }
-    if (entry != 0) end();
+    if (half == 1) end();
   }
 
   __device__ void fetchScan(int layer) {
