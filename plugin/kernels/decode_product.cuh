@@ -518,8 +518,10 @@ __device__ __forceinline__ void multiplyUnits(Queue& queue, int units, int block
                                               int lane, uint32_t signs, const Store& store) {
   using Product = TileProduct<kBits, kRows, kHasTwin>;
   constexpr int kSlotBits = Queue::kSlotBits;  // The ring's, not this matrix'.
-  // Codes as float16 for several texts leave no registers for it, and half a slot has no next.
+  // Codes as float16 for several texts leave no registers for it.
   constexpr bool kMayLoadAhead = kBits == 16 || kRows == 1;
+  // Of units of half a slot the other half is not multiplied; no published model has such in
+  // float16.
   const bool is_short = kBits != 16 && blocks <= Product::kStep;
   const int slots = (blocks + 2 * Product::kStep - 1) / (2 * Product::kStep);
   if (slots == 0) {

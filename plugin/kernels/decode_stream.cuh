@@ -345,6 +345,7 @@ class WeightFetcher {
           }
         }
         if (i == kGates) fetchScan(layer);
+        // Last, because it takes as long as some slots, which would be wanted sooner.
         if (i == kOut) prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
       }
     }
