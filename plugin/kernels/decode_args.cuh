@@ -42,7 +42,10 @@ constexpr int kResidualQuads = 4;
 constexpr int kOutputQuads = 8;
 
 //! Half a slot of a warp's ring: four times 16 bytes a lane, and the scales of packed weights.
-S6_HOST_DEVICE constexpr int halfSlotBytes(int bits) { return 2048 + (bits == 16 ? 0 : 128); }
+constexpr int kHalfSlotWeights = 4 * 16 * 32;
+S6_HOST_DEVICE constexpr int halfSlotBytes(int bits) {
+  return kHalfSlotWeights + (bits == 16 ? 0 : 128);
+}
 S6_HOST_DEVICE constexpr int slotBytes(int bits) { return 2 * halfSlotBytes(bits); }
 
 //! Activations of one row in shared memory, in halves: padded so that neighbouring rows of a batch

@@ -337,7 +337,7 @@ class TileProduct {
       : activations_(activations),
         signs_(signs),
         last_(activations + kBlockBytes * (blocks - 1)),
-        scales_(2048 - 16 * lane + 2 * (lane >> 2)),
+        scales_(kHalfSlotWeights - 16 * lane + 2 * (lane >> 2)),
         // Lane 4 g + t reads from chunk t of row g on, or in 4 bits from byte 8 t.
         place_(placeOfChunk(lane >> 2, 0, 0, kBits == 4) + (kBits == 4 ? 8 : 16) * (lane & 3) -
                16 * lane) {}

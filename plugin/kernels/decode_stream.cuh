@@ -129,7 +129,7 @@ struct ColumnShare {
 
   //! Where in half a slot the scales of tile i of four and of a group begin.
   static __device__ constexpr int scalesAt(int i, int group) {
-    return 2048 + 2 * kTileRows * (kGroups * i + group);
+    return kHalfSlotWeights + 2 * kTileRows * (kGroups * i + group);
   }
 
   __device__ ColumnShare(const DecodeArgs& args, const BlockShare& share, int warp)
@@ -451,7 +451,7 @@ class WeightFetcher {
                                                   left > before_second);
           if (copies) {
             copyOrZeroAsync<Leaving::kLine>(
-                at + 2048 + 16 * lane_,
+                at + kHalfSlotWeights + 16 * lane_,
                 scales_of + int64_t{column >> matrix.group_shift} * 2 * matrix.rows,
                 column < columns * mine.blocks.end);
           }
@@ -496,7 +496,8 @@ class WeightFetcher {
         for (int i = 0; i < Share::kTiles; ++i) {
           if (tile + i * kDecodeWarps >= mine.tiles) break;
           if (at < bytes) {
-            copyAsync<16>(to + 512 * i, from + at + int64_t{i * kRowStep} * matrix.row_bytes);
+            copyAsync<16>(to + entryAt<kBits>(i),
+                          from + at + int64_t{i * kRowStep} * matrix.row_bytes);
           }
         }
         if (has_scales && tile + scale_tile < mine.tiles) {

@@ -152,6 +152,21 @@ void ringsTakeWhatIsLeft() {
   }
 }
 
+//! A limit of the copies on their way pays where many blocks share the memory, and costs where few
+//! do.
+void limitsCopiesWhereManyBlocksShareTheMemory() {
+  const Shape &narrow = kPublished[0], &wide = kPublished[3];
+  const auto limits = [](const Shape& shape, int bits, int b, int blocks) {
+    return s6::planDecode(problem(shape, bits, b), blocks, kHopperSharedBytes).limits_copies;
+  };
+  for (const int bits : {16, 8}) {
+    S6_EXPECT(limits(wide, bits, 1, 132) && limits(wide, bits, 8, 132));
+    S6_EXPECT(!limits(wide, bits, 1, 8) && !limits(wide, bits, 8, 8));
+    S6_EXPECT(!limits(narrow, bits, 1, 132));
+  }
+  S6_EXPECT(!limits(wide, 4, 1, 132));
+}
+
 //! x_proj by tiles where a warp has a pair, of codes; either way a block adds once to each sum.
 void mixesInTilesWhereThatPays() {
   const S6Decode half = problem(kPublished[0], 16, 1);
@@ -262,6 +277,7 @@ int main() {
   plansEveryPublishedModel();
   digitsOfEverySplitLieApart();
   ringsTakeWhatIsLeft();
+  limitsCopiesWhereManyBlocksShareTheMemory();
   mixesInTilesWhereThatPays();
   dealsTextsWherePairsAreFew();
   takesOutputsInParts();
