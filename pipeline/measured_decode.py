@@ -15,20 +15,20 @@ CLOCK_MHZ = 1980.0
 
 #: Of the bandwidth that a plain streaming read reached in the same run, what the whole GPU read
 #: in the case nearest to it, mamba-1.4b in fp16.
-BUS_SHARE = 0.720
+BUS_SHARE = 0.717
 
 #: Milliseconds a token of one text, by model and precision.
 MILLISECONDS: dict[tuple[str, str], float] = {
-    ("mamba-130m", "fp16"): 0.5329,
-    ("mamba-130m", "int8"): 0.5174,
-    ("mamba-130m", "int4"): 0.502,
-    ("mamba-370m", "fp16"): 1.3352,
-    ("mamba-370m", "int8"): 1.1406,
-    ("mamba-370m", "int4"): 1.0638,
-    ("mamba-1.4b", "fp16"): 3.8914,
-    ("mamba-1.4b", "int8"): 3.0755,
-    ("mamba-1.4b", "int4"): 2.6856,
-    ("mamba-2.8b", "fp16"): 7.5818,
-    ("mamba-2.8b", "int8"): 5.8714,
-    ("mamba-2.8b", "int4"): 5.0649,
+    ("mamba-130m", "fp16"): 0.537,
+    ("mamba-130m", "int8"): 0.5014,
+    ("mamba-130m", "int4"): 0.4862,
+    ("mamba-370m", "fp16"): 1.353,
+    ("mamba-370m", "int8"): 1.1355,
+    ("mamba-370m", "int4"): 1.0032,
+    ("mamba-1.4b", "fp16"): 3.9416,
+    ("mamba-1.4b", "int8"): 3.0778,
+    ("mamba-1.4b", "int4"): 2.562,
+    ("mamba-2.8b", "fp16"): 7.685,
+    ("mamba-2.8b", "int8"): 5.9122,
+    ("mamba-2.8b", "int4"): 4.8745,
 }

@@ -251,6 +251,8 @@ DecodeArgs planDecode(const S6Decode& p, int blocks, int shared_bytes) {
   args.puts_gates_apart = mayPutGatesApart(args.in_proj.bits) && (rows > 1 || p.m > kNarrowModel);
   args.limits_copies =
       mayLimitCopies(args.in_proj.bits) && areMany(args.blocks) && (rows > 1 || p.m >= kWideModel);
+  const bool shares_fetchers = sharesFetchers(args.in_proj.bits, rows, areMany(args.blocks));
+  args.fetchers = shares_fetchers ? kDecodeWarps / 2 : kDecodeWarps;
   const bool spreads_sums = p.b == 1 || (args.in_proj.bits == 16 && p.m < kWideModel);
   args.sum_stride = spreads_sums ? kMostSumStride : 1;
   args.out_parts = 1;

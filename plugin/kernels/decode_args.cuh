@@ -18,12 +18,11 @@
 namespace s6 {
 
 constexpr int kLogDecodeWarps = 3;
-constexpr int kDecodeWarps = 1 << kLogDecodeWarps;  //!< That compute; as many more fetch for them.
+constexpr int kDecodeWarps = 1 << kLogDecodeWarps;  //!< That compute.
 constexpr int kDecodeThreads = 32 * kDecodeWarps;   //!< That compute.
-constexpr int kDecodeBlockThreads = 2 * kDecodeThreads;
-constexpr int kTileRows = 8;      //!< Rows of a matrix that one mma takes.
-constexpr int kDecodeState = 16;  //!< n of every published S6 model.
-constexpr int kMaxConvPast = 3;   //!< k - 1 at most.
+constexpr int kTileRows = 8;                        //!< Rows of a matrix that one mma takes.
+constexpr int kDecodeState = 16;                    //!< n of every published S6 model.
+constexpr int kMaxConvPast = 3;                     //!< k - 1 at most.
 constexpr int kMaxDecodeBlocks = 160;
 constexpr int kMostSumStride = 32;  //!< See sum_stride.
 
@@ -107,6 +106,13 @@ S6_HOST_DEVICE constexpr bool mayMixInTiles(int bits) { return bits != 16; }
 //! Whether the weights may be so many that what is exchanged waits behind them.
 S6_HOST_DEVICE constexpr bool mayLimitCopies(int bits) { return bits != 4; }
 
+//! Whether a fetching warp serves two computing ones, measured: where there are few enough copies
+//! for that, its issue slots are worth more to those who compute. A single text on many blocks has
+//! no time to spare for one warp to serve two.
+S6_HOST_DEVICE constexpr bool sharesFetchers(int bits, int rows, bool are_many_blocks) {
+  return rows == 1 ? bits != 16 && !are_many_blocks : bits == 4;
+}
+
 //! What the activations of a product take in shared memory.
 S6_HOST_DEVICE constexpr int activationBytes(int columns, int bits, int texts, int log_slices) {
   return isInDigits(bits, texts) ? digitOffset(columns, log_slices, 0, kDigits)
@@ -142,7 +148,9 @@ struct DecodeSplit {
 struct DecodeArgs {
   int32_t b, m, d, k, r, layers, vocab;
   int32_t blocks;
-  int32_t depth;       //!< Slots of the ring of a warp.
+  //! Warps that fetch: as many as compute, or half as many, see sharesFetchers.
+  int32_t fetchers;
+  int32_t depth;       //!< Slots of the ring of a computing warp.
   bool limits_copies;  //!< See WeightFetcher.
   int32_t addends;     //!< Of each sum: the blocks that own channels.
   //! Whether x_proj is multiplied two tiles at a time, and dt_proj too takes the activations of a

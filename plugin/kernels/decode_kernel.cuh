@@ -3,7 +3,7 @@
  * \file decode_kernel.cuh
  * \brief One token through the whole model in one persistent launch; equation in s6/decode.h.
  *
- * Grid: one block an SM, all resident (cooperative launch), of 8 warps that compute and 8 that
+ * Grid: one block an SM, all resident (cooperative launch), of 8 warps that compute and 4 or 8 that
  * fetch for them. Blocks own work for good (decode_args.cuh), get their weights from a stream that
  * runs ahead (decode_stream.cuh), multiply on the tensor cores (decode_product.cuh) and hand each
  * other values without barriers (decode_exchange.cuh). Three exchanges a block of the model:
@@ -1615,21 +1615,25 @@ class DecodeBlock {
 };
 
 template <int kBits, int kRows>
-__global__ void __launch_bounds__(kDecodeBlockThreads, 1)
+__global__ void __launch_bounds__(2 * kDecodeThreads, 1)
     decodeKernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) uint8_t shared[];
   const BlockShare share(args, static_cast<int>(blockIdx.x));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x < kDecodeWarps) {
-    Ring<kBits>(args, shared, threadIdx.x, 0).start();
+    Ring<kBits>(args, shared, threadIdx.x, 0).start(32 * args.fetchers / kDecodeWarps);
   }
   __syncthreads();
   if (warp >= kDecodeWarps) {
-    const int partner = warp - kDecodeWarps;
+    const int fetcher = warp - kDecodeWarps;
+    constexpr int kMostRings = sharesFetchers(kBits, kRows, false) ? 2 : 1;
     if (mayLimitCopies(kBits) && args.limits_copies) {
-      WeightFetcher<kBits, kRows, mayLimitCopies(kBits)>(args, share, shared, partner, lane).run();
+      WeightFetcher<kBits, kRows, mayLimitCopies(kBits), 1>(args, share, shared, fetcher, lane)
+          .run();
+    } else if (kMostRings == 1 || args.fetchers == kDecodeWarps) {
+      WeightFetcher<kBits, kRows, false, 1>(args, share, shared, fetcher, lane).run();
     } else {
-      WeightFetcher<kBits, kRows, false>(args, share, shared, partner, lane).run();
+      WeightFetcher<kBits, kRows, false, kMostRings>(args, share, shared, fetcher, lane).run();
     }
   } else {
     const WeightQueue<kBits> queue(args, shared, warp, lane);

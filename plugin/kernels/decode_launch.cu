@@ -45,7 +45,7 @@ cudaError_t launch(const void* kernel, DecodeArgs& args, cudaStream_t stream) {
   cooperative.val.cooperative = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(args.blocks);
-  config.blockDim = dim3(kDecodeBlockThreads);
+  config.blockDim = dim3(kDecodeThreads + 32 * args.fetchers);
   config.dynamicSmemBytes = args.shared_bytes;
   config.stream = stream;
   config.attrs = &cooperative;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 /*!
  * \file decode_stream.cuh
- * \brief The weights of a whole token as one stream a warp, fetched ahead by a warp of its own.
+ * \brief The weights of a whole token as one stream a warp, fetched ahead by warps of their own.
  *
- * Which weights a warp multiplies, and in which order, does not depend on any activation. So each
- * computing warp has a partner that does nothing but walk its list and copy what comes next into a
- * ring in shared memory, as far ahead as the ring is long: across phases and blocks of the model.
- * The memory bus stays busy while the blocks wait for each other's values (the idea of Hazy
- * Research's low-latency megakernel), and no address is ever computed between two products.
+ * Which weights a warp multiplies, and in which order, does not depend on any activation. So for
+ * each computing warp another, or half of another, does nothing but walk its list and copy what
+ * comes next into a ring in shared memory, as far ahead as the ring is long: across phases and
+ * blocks of the model. The memory bus stays busy while the blocks wait for each other's values (the
+ * idea of Hazy Research's low-latency megakernel), and no address is ever computed between two
+ * products.
  *
  * A slot of the ring has two halves of 2 KB, each four entries of 16 bytes for each lane of the
  * computing warp; of packed matrices they end in 128 bytes of scales. Two mbarriers a slot say that
@@ -191,9 +192,10 @@ struct Ring {
   __device__ void step() {
     if (++slot == depth) slot = 0, parity ^= 1;
   }
-  __device__ void start() const {
+  //! fetching_lanes: of those that copy into it.
+  __device__ void start(int fetching_lanes) const {
     for (int i = 0; i < depth; ++i) {
-      startBarrier(barriers + i * 16, 32);
+      startBarrier(barriers + i * 16, fetching_lanes);
       startBarrier(barriers + i * 16 + 8, kReadersThatArrive);
     }
   }
@@ -244,55 +246,46 @@ class WeightQueue {
 };
 
 /*!
- * Brings what the phases of a block of the model read outside the stream into L2: done by the
- * fetching warps, a row of a table each at a time.
+ * Brings what the phases of a block of the model read outside the stream into L2, a line a lane:
+ * done by the fetching warps, each of which takes some lines of all rows of the tables.
  */
 static __device__ __noinline__ void prefetchTables(const DecodeArgs& args, int pair, int pairs,
-                                                   int layer, int warp, int lane) {
-  constexpr int kLine = 128;
+                                                   int layer) {
+  constexpr int kLine = 32;  // Floats.
+  const int fetcher = static_cast<int>(threadIdx.x) / 32 - kDecodeWarps, lane = threadIdx.x % 32;
   const auto fetch = [](const void* at) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory");
-  };
-  // Elements at + 0 ... count - 1 of a table of floats. The loops are not unrolled, for the
-  // instruction cache.
-  const auto fetchRow = [&](const float* table, int at, int count) {
-#pragma unroll 1
-    for (int i = lane * kLine / 4; i < count + kLine / 4; i += 8 * kLine) {
-      fetch(table + at + min(i, count - 1));
-    }
   };
   // The norm's weights serve all blocks: each fetches some lines.
   const bool is_last = layer == args.layers;
   const float* norm = is_last ? args.final_norm : args.norm.of(layer);
-  const int norm_line = (32 * warp + lane) * args.blocks + blockIdx.x;
-  if (norm != nullptr && norm_line * kLine < 4 * args.m) fetch(norm + norm_line * kLine / 4);
-  if (is_last || pairs == 0) return;
+  const int norm_line = (32 * fetcher + lane) * args.blocks + blockIdx.x;
+  if (norm != nullptr && norm_line * kLine < args.m) fetch(norm + norm_line * kLine);
   const int channel = kTileRows * pair, channels = kTileRows * pairs;
-  const int past = args.k - 1;
+  if (is_last || pairs == 0 || kLine * fetcher >= channels + kLine) return;
+  const DecodeMatrix& dt = args.dt_proj;
+  const int past = args.k - 1, first_state = args.k + 3;
+  const int first_scales = first_state + past * args.b;
+  const int rows = first_scales + (dt.bits == 16 ? 0 : args.r >> dt.group_shift);
+  // Not unrolled, for the instruction cache.
 #pragma unroll 1
-  for (int row = warp; row < args.k + 3 + past * args.b; row += kDecodeWarps) {
-    const float* table = nullptr;
-    if (row < args.k) {
-      table = args.conv_weight.of(layer) + row * args.d;
-    } else if (row == args.k) {
-      table = args.conv_bias.of(layer);
-    } else if (row == args.k + 1) {
-      table = args.dt_bias.of(layer);
-    } else if (row == args.k + 2) {
-      table = args.D.of(layer);
-    } else {
-      table = args.conv_state + (int64_t{layer} * args.b * past + row - args.k - 3) * args.d;
+  for (int row = lane; row < rows; row += 32) {
+    const float* table = args.conv_bias.of(layer);
+    int at = channel, count = channels;
+    if (row < args.k) table = args.conv_weight.of(layer) + row * args.d;
+    if (row == args.k + 1) table = args.dt_bias.of(layer);
+    if (row == args.k + 2) table = args.D.of(layer);
+    if (row >= first_state) {
+      table = args.conv_state + (int64_t{layer} * args.b * past + row - first_state) * args.d;
     }
-    fetchRow(table, channel, channels);
-  }
-  if (args.dt_proj.bits != 16) {
-    // Scales are half as large as floats.
-    const DecodeMatrix& dt = args.dt_proj;
-    const float* dt_scales =
-        reinterpret_cast<const float*>(dt.scales + layer * dt.scales_layer_bytes);
+    if (row >= first_scales) {
+      // Scales are half as large as floats.
+      table = reinterpret_cast<const float*>(dt.scales + layer * dt.scales_layer_bytes);
+      at = ((row - first_scales) * args.d + channel) / 2, count = channels / 2;
+    }
 #pragma unroll 1
-    for (int i = warp; i < args.r >> dt.group_shift; i += kDecodeWarps) {
-      fetchRow(dt_scales, (i * args.d + channel) / 2, channels / 2);
+    for (int i = kLine * fetcher; i < count + kLine; i += kLine * args.fetchers) {
+      fetch(table + at + min(i, count - 1));
     }
   }
 }
@@ -309,24 +302,29 @@ __device__ __forceinline__ int placeOfChunk(int row, int block, int chunk, bool 
 }
 
 /*!
- * The fetching side: copies the list of one computing warp. Where many blocks share the memory
- * (kIsLimited) it has the copies of three halves of slots on their way at most. More would bring
- * nothing sooner, but the values that blocks exchange would wait behind them.
+ * The fetching side: copies the list of a computing warp, or, each with half of its lanes, the
+ * lists of two (kRings). These go on together, slot by slot, and a full ring keeps the other back;
+ * but where warp A waits for a slot, warp B, whose ring is full of what stands no later in its
+ * list, waits for no barrier that A has not passed.
+ *
+ * Where many blocks share the memory (kIsLimited) it has the copies of three halves of slots on
+ * their way at most. More would bring nothing sooner, but the values that blocks exchange would
+ * wait behind them.
  */
-template <int kBits, int kRows, bool kIsLimited>
+template <int kBits, int kRows, bool kIsLimited, int kRings>
 class WeightFetcher {
  public:
   __device__ WeightFetcher(const DecodeArgs& args, const BlockShare& share, const uint8_t* shared,
-                           int warp, int lane)
+                           int fetcher, int lane)
       : args_(args),
         share_(share),
-        ring_(args, shared, warp, 0),
+        ring_(args, shared, kRings * fetcher + lane / kLanes, 0),
         shared_(sharedAddress(shared)),
-        warp_(warp),
-        lane_(lane) {}
+        warp_(kRings * fetcher + lane / kLanes),
+        lane_(lane % kLanes) {}
 
   __device__ void run() {
-    prefetchTables(args_, share_.pair, share_.pairs, 0, warp_, lane_);
+    prefetchTables(args_, share_.pair, share_.pairs, 0);
     // One place in the code for all products: what a block of the model runs through has to stay in
     // the instruction cache (docs/lab_note_decode.md).
 #pragma unroll 1
@@ -346,13 +344,14 @@ class WeightFetcher {
         }
         if (i == kGates) fetchScan(layer);
         // Last, because it takes as long as some slots, which would be wanted sooner.
-        if (i == kOut) prefetchTables(args_, share_.pair, share_.pairs, layer + 1, warp_, lane_);
+        if (i == kOut) prefetchTables(args_, share_.pair, share_.pairs, layer + 1);
       }
     }
   }
 
  private:
   static constexpr bool kIsCoded = kBits != 16;
+  static constexpr int kLanes = 32 / kRings;  //!< That copy for one computing warp.
 
   //! In the order of the list.
   enum Product { kIn, kColumns, kGates, kOut, kHead };
@@ -380,12 +379,22 @@ class WeightFetcher {
     ring_.step();
   }
 
+  //! An entry of 32 lanes, kBytes each and 16 apart, by kLanes at a time; pass_bytes: from what
+  //! these take at once to the next.
+  template <int kBytes>
+  __device__ __forceinline__ void copyEntry(uint32_t to, const uint8_t* from,
+                                            int64_t pass_bytes) const {
+#pragma unroll
+    for (int i = 0; i < kRings; ++i) copyAsync<kBytes>(to + 16 * kLanes * i, from + i * pass_bytes);
+  }
+
   /*!
    * A product's units: unit i is the tile at row + i * unit_rows and its twin, which exists if
    * 2 i + 1 < tiles: the tile's gate or the next tile.
    *
    * A copy takes whole lines of 128 bytes, 8 lanes each, because a multiprocessor asks for one line
-   * in two clocks, however little of it: lane 8 i + c copies 16 bytes c of row i.
+   * in two clocks, however little of it: lane 8 i + c copies 16 bytes c of row i,
+   * and of every so many rows further on.
    */
   __device__ void fetchProduct(Product product, int layer, ColumnPart part) {
     const DecodeMatrix& matrix = product == kColumns ? args_.x_proj
@@ -415,11 +424,15 @@ class WeightFetcher {
     const int units = (tiles + 1) / 2;
     const int columns = 512 / matrix.bits;
     const int row_of_lane = lane_ >> 3, chunk = lane_ & 7, odd = chunk >> 2;
-    const int64_t lower = int64_t{4} * matrix.row_bytes;
     const uint8_t* data = matrix.data + layer * matrix.layer_bytes +
                           int64_t{row + row_of_lane} * matrix.row_bytes + 64 * mine.blocks.begin +
                           16 * chunk;
-    const int place = placeOfChunk(row_of_lane, odd, chunk & 3, matrix.bits == 4);
+    constexpr int kRowsAtOnce = kLanes / 8;
+    int places[kRings];  // In turn: they come again every four rows.
+#pragma unroll
+    for (int i = 0; i < kRings; ++i) {
+      places[i] = placeOfChunk(row_of_lane + kRowsAtOnce * i, odd, chunk & 3, matrix.bits == 4);
+    }
     const uint8_t* scales = matrix.scales + layer * matrix.scales_layer_bytes + 2 * row;
     for (int unit = mine.unit; unit < units; unit += mine.unit_step) {
       const bool has_twin = 2 * unit + 1 < tiles;
@@ -443,12 +456,13 @@ class WeightFetcher {
         for (int half = 0; half < 2; ++half) {
           if (half == 1) endHalf(), beginHalf();
           const uint32_t at = slot + half * halfSlotBytes(kBits);
-          const uint32_t to = at + place;
-          copyOrZeroAsync<Leaving::kSurroundings>(to, from, left > 0);
-          copyOrZeroAsync<Leaving::kSurroundings>(to + 512, from + lower, left > 0);
-          copyOrZeroAsync<Leaving::kSurroundings>(to + 1024, from + second, left > before_second);
-          copyOrZeroAsync<Leaving::kSurroundings>(to + 1536, from + second + lower,
-                                                  left > before_second);
+#pragma unroll
+          for (int i = 0; i < 2 * kRings; ++i) {
+            const uint32_t to = at + places[i % kRings] + 512 * (i / kRings);
+            const uint8_t* rows = from + int64_t{kRowsAtOnce * i} * matrix.row_bytes;
+            copyOrZeroAsync<Leaving::kSurroundings>(to, rows, left > 0);
+            copyOrZeroAsync<Leaving::kSurroundings>(to + 1024, rows + second, left > before_second);
+          }
           if (copies) {
             copyOrZeroAsync<Leaving::kLine>(
                 at + kHalfSlotWeights + 16 * lane_,
@@ -474,6 +488,7 @@ class WeightFetcher {
     const uint8_t* data = matrix.data + layer * matrix.layer_bytes +
                           int64_t{lane_ >> 2} * matrix.row_bytes +
                           kBits * (share_.pair - mine.lead);
+    const int64_t pass_bytes = int64_t{kLanes / 4} * matrix.row_bytes;
     constexpr int kRowStep = kTileRows * kDecodeWarps;  // From one of a warp's tiles to its next.
     // Of the scales a lane copies those of one tile and group.
     const int scale_tile = lane_ / Share::kGroups * kDecodeWarps;
@@ -496,8 +511,8 @@ class WeightFetcher {
         for (int i = 0; i < Share::kTiles; ++i) {
           if (tile + i * kDecodeWarps >= mine.tiles) break;
           if (at < bytes) {
-            copyAsync<16>(to + entryAt<kBits>(i),
-                          from + at + int64_t{i * kRowStep} * matrix.row_bytes);
+            copyEntry<16>(to + entryAt<kBits>(i),
+                          from + at + int64_t{i * kRowStep} * matrix.row_bytes, pass_bytes);
           }
         }
         if (has_scales && tile + scale_tile < mine.tiles) {
@@ -515,6 +530,8 @@ class WeightFetcher {
     constexpr int kLast = kRows == 1 ? 2 : 1;  // The rates, and the state of a single text.
     const int entries = stepEntries<kBits>(args_.r);
     const int chunks = args_.r / kStepChunk<kBits>;
+    const int64_t pass_bytes = int64_t{kLanes / 4} * args_.dt_proj.row_bytes;
+    const int64_t states_pass_bytes = int64_t{kLanes / 2} * 4 * args_.d;
     for (ScanItem<kRows> item(args_, warp_); item.pair() < share_.pairs; item.step()) {
       const int channel = kTileRows * (share_.pair + item.pair());
       const int at = (lane_ >> 1) * args_.d + channel + 4 * (lane_ & 1);
@@ -532,12 +549,13 @@ class WeightFetcher {
           const int entry = first + i;
           if (entry < entries) {
             if ((lane_ & 3) + 4 * entry < chunks) {
-              copyAsync<kChunkBytes>(to + entryAt<kBits>(i), from + 4 * kChunkBytes * entry);
+              copyEntry<kChunkBytes>(to + entryAt<kBits>(i), from + 4 * kChunkBytes * entry,
+                                     pass_bytes);
             }
           } else if (entry == entries) {
-            copyAsync<16>(to + entryAt<kBits>(i), rates);
+            copyEntry<16>(to + entryAt<kBits>(i), rates, states_pass_bytes);
           } else if (kRows == 1 && entry == entries + 1) {
-            copyAsync<16>(to + entryAt<kBits>(i), states);
+            copyEntry<16>(to + entryAt<kBits>(i), states, states_pass_bytes);
           }
         }
         end();
@@ -548,7 +566,7 @@ class WeightFetcher {
         for (int i = 0; i < kRows; ++i) {
           const int text = item.firstText() + i;
           if (i >= item.texts() || text >= args_.b) break;
-          copyAsync<16>(to + entryAt<kBits>(i), states + text * state_bytes);
+          copyEntry<16>(to + entryAt<kBits>(i), states + text * state_bytes, states_pass_bytes);
         }
         end();
       }
@@ -559,7 +577,8 @@ class WeightFetcher {
   const BlockShare& share_;
   Ring<kBits> ring_;
   const uint32_t shared_;
-  const int warp_, lane_;
+  const int warp_;  //!< The computing one.
+  const int lane_;  //!< Among those that copy for it.
 };
 
 }  // namespace s6

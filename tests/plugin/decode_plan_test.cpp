@@ -167,6 +167,22 @@ void limitsCopiesWhereManyBlocksShareTheMemory() {
   S6_EXPECT(!limits(wide, 4, 1, 132));
 }
 
+//! Half as many warps fetch as compute, measured: with 4 bits, and a single text's 8, but not of a
+//! single text where many blocks share the memory.
+void sharesFetchersWhereThatPays() {
+  const auto shares = [](int bits, int b, int blocks) {
+    const S6Decode p = problem(kPublished[0], bits, b);
+    const int fetchers = s6::planDecode(p, blocks, kHopperSharedBytes).fetchers;
+    S6_EXPECT(fetchers == s6::kDecodeWarps || 2 * fetchers == s6::kDecodeWarps);
+    return fetchers < s6::kDecodeWarps;
+  };
+  for (const int bits : {8, 4}) S6_EXPECT(shares(bits, 1, 8) && !shares(bits, 1, 132));
+  S6_EXPECT(shares(4, 8, 8) && shares(4, 8, 132));
+  for (const int blocks : {8, 132}) {
+    S6_EXPECT(!shares(8, 8, blocks) && !shares(16, 1, blocks) && !shares(16, 8, blocks));
+  }
+}
+
 //! x_proj by tiles where a warp has a pair, of codes; either way a block adds once to each sum.
 void mixesInTilesWhereThatPays() {
   const S6Decode half = problem(kPublished[0], 16, 1);
@@ -278,6 +294,7 @@ int main() {
   digitsOfEverySplitLieApart();
   ringsTakeWhatIsLeft();
   limitsCopiesWhereManyBlocksShareTheMemory();
+  sharesFetchersWhereThatPays();
   mixesInTilesWhereThatPays();
   dealsTextsWherePairsAreFew();
   takesOutputsInParts();

@@ -29,6 +29,7 @@ SHAPES = {
     "2.8b": dataclasses.replace(state_spaces(2560, 2)),
     "falcon": dataclasses.replace(SMALL, mixer_norm_eps=1e-6),
     "narrow convolution": dataclasses.replace(SMALL, d_conv=3),
+    "high rank": dataclasses.replace(SMALL, dt_rank=256),
 }
 
 
@@ -98,7 +99,7 @@ def test_equals_the_reference(torch, shape, precision, batch, sms) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
-@pytest.mark.parametrize("shape", ["370m", "falcon", "narrow convolution"])
+@pytest.mark.parametrize("shape", ["370m", "falcon", "narrow convolution", "high rank"])
 def test_other_shapes(torch, shape, precision, batch) -> None:
     model = make(shape, precision)
     ids = tokens(torch, model, batch)
