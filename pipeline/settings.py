@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -59,10 +58,10 @@ def take_defaults_from_environment(parser: argparse.ArgumentParser, prefix: str)
     """Lets a variable stand for each argument of a command, as is usual in containers.
 
     What is said on the command line wins. A value is checked as it would be there; where the
-    variable of a switch is neither 0 nor 1, the command raises UsageError instead of running.
+    variable of a switch is neither 0 nor 1, the parsed arguments have a UsageError as `refused`.
 
     Args:
-        parser: The command, which runs its default `run`.
+        parser: The command.
         prefix: What the names of its variables begin with.
     """
     for action in parser._actions:  # argparse has no public list of a command's arguments
@@ -74,12 +73,8 @@ def take_defaults_from_environment(parser: argparse.ArgumentParser, prefix: str)
             action.default = given == "1"
             if given not in {"0", "1"}:
                 error = UsageError(f"{name} is {given!r}", fix="set it to 0 or 1, or unset it")
-                parser.set_defaults(run=partial(_refuse, error))
+                parser.set_defaults(refused=error)
             continue
         if not action.option_strings:
             action.nargs, action.required = "?", False
         action.default = given
-
-
-def _refuse(error: UsageError, _args: argparse.Namespace) -> None:
-    raise error

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import errors
+from pipeline import cli, errors
 from pipeline.cli import main
 from pipeline.manifest import MANIFEST_FILE
 from tests.checkpoints import RandomCheckpoint, state_spaces
@@ -77,6 +77,10 @@ def test_import_and_help_load_no_heavy_module() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "loaded: []" in done.stdout
+
+
+def test_every_verb_that_may_be_typed_does_something() -> None:
+    assert set(cli.VERBS) == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -154,7 +154,7 @@ def test_any_answer_of_the_program_is_read_or_refused(answer: Any) -> None:
 
 
 def test_every_peer_is_named_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.cli import command_line
+    from pipeline.command_line import command_line
 
     with pytest.raises(SystemExit):
         command_line().parse_args(["bench", "--help"])

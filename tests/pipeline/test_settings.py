@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import command_line, main
+from pipeline.cli import main
+from pipeline.command_line import command_line
 
 
 def test_every_argument_of_serve_may_come_from_the_environment(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.board import JETPACK_OF_L4T
-from pipeline.cli import command_line
+from pipeline.command_line import command_line
 
 ROOT = Path(__file__).parents[2]
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "base", "manager", "old", "new"}
