@@ -33,6 +33,11 @@ DOCUMENTS = tuple(
 MEASUREMENTS = ROOT / "docs" / "measurements"
 
 
+def three_digits(value: float) -> str:
+    """A measured value below 1000 to three digits, zeros at their end included."""
+    return f"{value:#.3g}".rstrip(".")
+
+
 def embedded() -> str:
     """The embedded default on a plain CPU, beside its peers."""
     record = read_record(MEASUREMENTS / "embedded_130m.json")
@@ -147,7 +152,9 @@ def decode() -> str:
         for precision in precisions:
             for sms in (132, 8):
                 row = rows[model, precision, sms]
-                cells.append(f"**{row['ms_per_token']:.3g}** ({row['read_gbps']:,.0f} GB/s)")
+                cells.append(
+                    f"**{three_digits(row['ms_per_token'])}** ({row['read_gbps']:,.0f} GB/s)"
+                )
         lines.append(" | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -168,7 +175,7 @@ def expected() -> str:
         ranges = [
             expected_decoding(PUBLISHED[model], precision, board)[-1] for precision in precisions
         ]
-        cells = [f"{r.fastest_ms:.3g} to {r.slowest_ms:.3g}" for r in ranges]
+        cells = [f"{three_digits(r.fastest_ms)} to {three_digits(r.slowest_ms)}" for r in ranges]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -189,7 +196,10 @@ def prefill() -> str:
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         of = {row["precision"]: row for row in rows if row["model"] == model}
-        cells = [f"**{of[precision]['prefill_ms']:.3g}**" for precision in ("fp16", "int8", "int4")]
+        cells = [
+            f"**{three_digits(of[precision]['prefill_ms'])}**"
+            for precision in ("fp16", "int8", "int4")
+        ]
         cells += [f"{of['fp16']['scan_pct']:.0f} %", f"{of['fp16']['peak_device_mb']:,.0f}"]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -230,9 +240,10 @@ def gpu_energy() -> str:
         failed = [check.name for check in record.checks if check.passed is False]
         cells = [
             title,
-            f"{record.timings.first_token.median_ms:.3g}",
-            f"**{decode.median_ms:.3g}** ±{decode.spread_percent:.1f} %",
-            f"**{power.energy_per_token_j:.3g}** ±{power.energy_per_token_uncertainty_j:.1g}",
+            three_digits(record.timings.first_token.median_ms),
+            f"**{three_digits(decode.median_ms)}** ±{decode.spread_percent:.1f} %",
+            f"**{three_digits(power.energy_per_token_j)}**"
+            f" ±{power.energy_per_token_uncertainty_j:.1g}",
             f"{power.mean_w:.0f} ({power.idle_w:.0f})",
             ", ".join(failed) or "none",
         ]
@@ -261,10 +272,11 @@ def gpu_peers() -> str:
         cells = [
             f"{peer.peer} {peer.version}",
             f"{record.settings.sequence_length:,}",
-            f"{theirs.first_token.median_ms:.3g} ({peer.first_token_ratio:.3g} x)",
-            f"**{ours.first_token.median_ms:.3g}**",
-            f"{theirs.decode.median_ms:.3g} ({peer.ms_per_token_ratio:.3g} x)",
-            f"**{ours.decode.median_ms:.3g}**",
+            f"{three_digits(theirs.first_token.median_ms)}"
+            f" ({three_digits(peer.first_token_ratio)} x)",
+            f"**{three_digits(ours.first_token.median_ms)}**",
+            f"{three_digits(theirs.decode.median_ms)} ({three_digits(peer.ms_per_token_ratio)} x)",
+            f"**{three_digits(ours.decode.median_ms)}**",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -290,11 +302,11 @@ def tensorrt() -> str:
         plain = of.get("tensorrt, plain layers")
         ratios = [ours[key] / beside[key] - 1 for key in ("ms_per_token", "prefill_ms")]
         cells = [
-            f"**{ours['ms_per_token']:.3g}** ({ratios[0]:+.0%})",
-            f"{beside['ms_per_token']:.3g}",
-            f"{plain['ms_per_token']:.3g}" if plain else "",
-            f"**{ours['prefill_ms']:.3g}** ({ratios[1]:+.0%})",
-            f"{beside['prefill_ms']:.3g}",
+            f"**{three_digits(ours['ms_per_token'])}** ({ratios[0]:+.0%})",
+            three_digits(beside["ms_per_token"]),
+            three_digits(plain["ms_per_token"]) if plain else "",
+            f"**{three_digits(ours['prefill_ms'])}** ({ratios[1]:+.0%})",
+            three_digits(beside["prefill_ms"]),
             f"{ours['build_s']:.0f}",
             f"{ours['build_gpu_mb']:,}",
             f"{ours['session_gpu_mb']:,}",
@@ -437,7 +449,7 @@ def prefill_w8a8() -> str:
             phases = of[precision]["phase_us_per_layer"]
             into = phases["norm"] + phases["in_proj"]
             out = phases.get("rounding", 0.0) + phases["out_proj"]
-            cells.append(f"{of[precision]['prefill_ms']:.3g} ({into:.0f}, {out:.0f})")
+            cells.append(f"{three_digits(of[precision]['prefill_ms'])} ({into:.0f}, {out:.0f})")
         change = of["w8a8"]["prefill_ms"] / of["int8"]["prefill_ms"] - 1
         lines.append(f"| {model} | " + " | ".join(cells) + f" | {change:+.0%} |")
     return "\n".join(lines)
