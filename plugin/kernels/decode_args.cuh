@@ -18,8 +18,8 @@
 namespace s6 {
 
 constexpr int kLogDecodeWarps = 3;
-constexpr int kDecodeWarps = 1 << kLogDecodeWarps;  //!< That compute.
-constexpr int kDecodeThreads = 32 * kDecodeWarps;   //!< That compute.
+constexpr int kDecodeWarps = 1 << kLogDecodeWarps;  //!< That compute; others fetch for them.
+constexpr int kDecodeThreads = 32 * kDecodeWarps;   //!< Of these.
 constexpr int kTileRows = 8;                        //!< Rows of a matrix that one mma takes.
 constexpr int kDecodeState = 16;                    //!< n of every published S6 model.
 constexpr int kMaxConvPast = 3;                     //!< k - 1 at most.

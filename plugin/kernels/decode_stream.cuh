@@ -393,8 +393,8 @@ class WeightFetcher {
    * 2 i + 1 < tiles: the tile's gate or the next tile.
    *
    * A copy takes whole lines of 128 bytes, 8 lanes each, because a multiprocessor asks for one line
-   * in two clocks, however little of it: lane 8 i + c copies 16 bytes c of row i,
-   * and of every so many rows further on.
+   * in two clocks, however little of it: lane 8 i + c copies 16 bytes c of row i, then of rows
+   * kRowsAtOnce, 2 kRowsAtOnce, ... further on.
    */
   __device__ void fetchProduct(Product product, int layer, ColumnPart part) {
     const DecodeMatrix& matrix = product == kColumns ? args_.x_proj
